@@ -1,0 +1,17 @@
+"""What can go wrong, sorted by whose turn it is to act."""
+
+
+class TokenflowError(Exception):
+    """Base of every error that is shown to a user as one sentence: what, where, and the way out."""
+
+
+class InputError(TokenflowError):
+    """The user's input cannot be used (a file, an option, a model); the command line exits with 2."""
+
+
+class StoreError(TokenflowError):
+    """The store cannot do what was asked (unwritable, full, damaged); the command line exits with 1."""
+
+
+class SchemaError(StoreError):
+    """An artifact breaks its schema; the sentence names the artifact, the variable and the rule."""
