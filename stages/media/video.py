@@ -1,0 +1,489 @@
+"""Reading video files: what a file holds, which frames and what size to take of it, and its pictures one by one.
+
+Only local files are opened, by FFmpeg through PyAV, and only by demuxers that read no other file. Pictures come out as
+they are meant to be seen: rotated and mirrored as the display matrix says, RGB, full range, transparency over black.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from store.errors import InputError
+from store.schemas import Frozen
+
+LARGEST_SIDE = 16_384
+LARGEST_AREA = 2**27  # pixels; one RGB picture of it is 400 MB
+
+# Demuxers that open further files or addresses, expand patterns in the name, or draw text as pictures.
+REFUSED_FORMATS = frozenset(
+    (
+        *("concat", "concatf", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp"),
+        *("avisynth", "image2", "lavfi", "vapoursynth"),
+        *("adf", "bin", "ffmetadata", "idf", "tty", "xbin"),
+    )
+)
+PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"[playlist]", b"v=0\r\n", b"v=0\n")
+
+MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+UNTAGGED_MATRICES = (0, 2, 3)
+SWSCALE_MATRICES = {
+    "bt601": Colorspace.ITU601,
+    "bt709": Colorspace.ITU709,
+    "bt2020": Colorspace.BT2020,
+    "fcc": Colorspace.FCC,
+    "smpte240m": Colorspace.SMPTE240M,
+}
+HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+EXACT = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.BITEXACT
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+)
+
+
+class VideoInfo(Frozen):
+    """What a video file holds, as it is meant to be seen."""
+
+    width: int  # pixels shown: rotated, and square whatever the file's pixels are
+    height: int
+    coded_width: int  # pixels stored
+    coded_height: int
+    frames: int  # found in the file, without decoding them
+    declared_frames: int  # what the container promises; more than `frames` where the file is cut off
+    start: float  # seconds, of the first frame
+    duration: float  # seconds, from the first frame to the end of the last
+    average_fps: str  # a fraction: "24000/1001"
+    variable: bool  # the frames are not evenly spaced
+    rotation: int  # degrees counter-clockwise that bring the stored picture upright: 0, 90, 180 or 270
+    mirrored: bool  # the stored picture is upside down before that rotation
+    sample_aspect_ratio: str  # width of a stored pixel over its height
+    container: str
+    codec: str
+    pixel_format: str
+    has_alpha: bool
+    colour_matrix: str  # used for the conversion to RGB; "rgb" where there is nothing to convert
+    colour_range: str  # limited or full
+    has_audio: bool
+    audio_codec: str | None
+    notes: tuple[str, ...]  # sentences that a user should hear
+
+
+class SizeChoice(Frozen):
+    """The size frames are brought to, and the sentence to say where it is not the source's."""
+
+    width: int
+    height: int
+    sentence: str | None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A surveyed file: its description, and the exact times of its frames in ticks of `time_base`, sorted."""
+
+    path: Path
+    info: VideoInfo
+    ticks: list[int]
+    time_base: Fraction
+    tail: Fraction  # seconds the last frame is shown
+
+    def shown_for(self, tick: int) -> float:
+        """Seconds for which the frame at `tick` is on screen in the file."""
+        after = bisect_right(self.ticks, tick)
+        return float((self.ticks[after] - tick) * self.time_base if after < len(self.ticks) else self.tail)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded frame: its position in the file, its times in seconds, and rgb (height, width, channel) uint8."""
+
+    index: int
+    pts: float
+    duration: float
+    rgb: np.ndarray[Any, Any]
+
+
+def probe(path: Path) -> VideoInfo:
+    """Describe a video file by reading its packets, decoding one frame only; raise InputError if it is none."""
+    return survey(path).info
+
+
+def survey(path: Path) -> Clip:
+    """Describe a video file and note the exact time of every frame; raise InputError in one sentence if it is none."""
+    with open_video(path) as (container, stream):
+        width, height = _checked_size(path, stream)
+        ticks: list[int] = []
+        discarded = last_duration = 0
+        first: VideoFrame | None = None
+        for packet in container.demux(stream):
+            if first is None:
+                first = next(iter(stream.decode(packet)), None)
+            if packet.is_discard or _is_hidden(packet, stream):
+                discarded += 1
+            elif packet.size:
+                tick = packet.pts if packet.pts is not None else packet.dts
+                ticks.append(tick if tick is not None else len(ticks) * max(last_duration, 1))
+                last_duration = packet.duration or last_duration
+        if first is None or not ticks:
+            raise InputError(f"{path} holds no frame that can be decoded; check it in a player, or export it again")
+        ticks.sort()
+        assert stream.time_base is not None
+        rate, variable = _frame_rate(ticks, stream, last_duration)
+        tail = last_duration * stream.time_base or (
+            (ticks[-1] - ticks[-2]) * stream.time_base if len(ticks) > 1 else 1 / rate
+        )
+        mirrored, quarter_turns = _orientation(path, first)
+        ratio = stream.sample_aspect_ratio or Fraction(1)
+        shown = (round(width * ratio), height) if ratio >= 1 else (width, round(height / ratio))
+        matrix, full_range = _colour(path, first)
+        audio = next(iter(container.streams.audio), None)
+        info = VideoInfo(
+            width=shown[quarter_turns % 2],
+            height=shown[1 - quarter_turns % 2],
+            coded_width=width,
+            coded_height=height,
+            frames=len(ticks),
+            declared_frames=max(len(ticks), _declared_frames(container, stream, ticks, rate) - discarded),
+            start=float(ticks[0] * stream.time_base),
+            duration=float((ticks[-1] - ticks[0]) * stream.time_base + tail),
+            average_fps=str(rate),
+            variable=variable,
+            rotation=90 * quarter_turns,
+            mirrored=mirrored,
+            sample_aspect_ratio=str(ratio),
+            container=container.format.name,
+            codec=stream.codec_context.name,
+            pixel_format=first.format.name,
+            has_alpha=_has_alpha(first),
+            colour_matrix=matrix,
+            colour_range="full" if full_range else "limited",
+            has_audio=audio is not None,
+            audio_codec=audio.codec_context.name if audio is not None and audio.codec_context is not None else None,
+            notes=_notes(container, first, ratio, shown),
+        )
+        return Clip(path, info, ticks, stream.time_base, tail)
+
+
+def read_pictures(clip: Clip, stop: int | None = None) -> Iterator[Picture]:
+    """Decode frames 0, 1, … (before `stop`) in order of presentation, one at a time.
+
+    raises    InputError, naming the frame, where the data is damaged, ends early, or changes size on the way: what is
+              given out is never shorter than what was asked
+    """
+    info, index, previous = clip.info, 0, None
+    reformatter = VideoReformatter()
+    wanted = info.declared_frames if stop is None else stop
+    for frame in _decoded(clip):
+        if index == stop:
+            return
+        if (frame.width, frame.height) != (info.coded_width, info.coded_height):
+            raise InputError(
+                f"frame {index} of {clip.path} is {frame.width}×{frame.height} where those before are "
+                f"{info.coded_width}×{info.coded_height}; take the frames before it with --frames 0:{index}"
+            )
+        # Old containers (AVI) may give no time of its own to a frame: it then follows the one before it.
+        tick = frame.pts if frame.pts is not None else clip.ticks[0] if previous is None else _next(clip, previous)
+        rgb = _upright(_to_rgb(frame, info, reformatter), info)
+        yield Picture(index, float(tick * clip.time_base), clip.shown_for(tick), rgb)
+        previous, index = tick, index + 1
+    if index < wanted:
+        raise InputError(
+            f"only {index} of the {wanted} frames {'declared by' if stop is None else 'asked of'} {clip.path} can be "
+            f"read{_way_out(index)}"
+        )
+
+
+def choose_size(info: VideoInfo, multiple: int, requested: str | None = None) -> SizeChoice:
+    """Choose the size that frames are brought to: never cropped, and never silently distorted.
+
+    multiple     both sides must be multiples of it
+    requested    "WIDTHxHEIGHT", taken as it is; without it the largest size that is not above the source's and keeps
+                 its aspect ratio within 1 %, or else, of those with half the largest area or more, the nearest to it
+    raises       InputError, naming the nearest sizes that work
+    """
+    if requested is not None:
+        width, height = _parse_size(requested, multiple)
+    else:
+        width, height = _default_size((info.width, info.height), multiple)
+    if (width, height) == (info.width, info.height):
+        return SizeChoice(width=width, height=height, sentence=None)
+    error = _aspect_error((width, height), (info.width, info.height))
+    aspect = "same aspect ratio" if error < 5e-4 else f"aspect ratio off by {100 * error:.1f} %"
+    why = "as asked" if requested is not None else f"multiples of {multiple}"
+    sentence = f"frames {info.width}×{info.height} are resized to {width}×{height} ({why}; {aspect})"
+    return SizeChoice(width=width, height=height, sentence=sentence)
+
+
+def parse_frames(text: str, count: int) -> tuple[int, int, int]:
+    """Read "START:STOP" or "START:STOP:STEP", STOP exclusive, of a clip of `count` frames; InputError otherwise."""
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})(?::(\d{1,9}))?", text.strip(), re.ASCII)
+    if match is None:
+        raise InputError(f"--frames {text!r} is not START:STOP or START:STOP:STEP (for example 0:{count})")
+    start, stop, step = int(match[1]), int(match[2]), int(match[3] or 1)
+    if step == 0:
+        raise InputError(f"--frames {text!r} has a step of 0; the smallest is 1")
+    if start >= stop:
+        raise InputError(f"--frames {text!r} holds no frame: START must be below STOP (for example 0:{count})")
+    if stop > count:
+        frames = "1 frame" if count == 1 else f"{count} frames"
+        raise InputError(f"--frames {text!r} goes beyond the end: the clip has {frames} (0:{count} takes them all)")
+    return start, stop, step
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a local video file and its first real picture stream; FFmpeg's errors come out as InputError."""
+    head = _checked_file(path)
+    options = {"protocol_whitelist": "file", "format_whitelist": _allowed_formats()}
+    try:
+        with av.open(f"file:{path.resolve()}", "r", options=options, metadata_errors="replace") as container:
+            yield container, _picture_stream(path, container)
+    except av.error.FFmpegError as error:
+        raise InputError(f"{path} {_diagnosis(head)}") from error
+
+
+@cache
+def _allowed_formats() -> str:
+    return ",".join(sorted(av.formats_available - REFUSED_FORMATS))
+
+
+def _checked_file(path: Path) -> bytes:
+    """First bytes of `path`, once it is known to be a local, regular, non-empty file."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise InputError(f"{path} is an address, and only local files are read; download it first")
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name a video file in it")
+        if not path.exists():
+            raise InputError(f"{path} does not exist; check the path of the video")
+        if not path.is_file():
+            raise InputError(f"{path} is not a regular file; copy the video to one first")
+        with path.open("rb") as file:
+            head = file.read(512)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read ({reason}); check its name and permissions") from error
+    if not head:
+        raise InputError(f"{path} is empty; copy or download it again")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(PLAYLIST_HEADS) or b"<MPD" in head:
+        raise InputError(f"{path} is a playlist that names other files; give the video file itself")
+    return head
+
+
+def _diagnosis(head: bytes) -> str:
+    """Why FFmpeg could not make sense of a file that begins with `head`, and what to do."""
+    if head[4:8] == b"ftyp":
+        return "is an mp4 that cannot be read: cut off before its index (moov), or damaged; copy or download it again"
+    if not any(byte < 9 or 13 < byte < 27 for byte in head):
+        return "is a text file, not a video; give a video file"
+    return "is not a video that FFmpeg can read; check it in a player, or convert it to mp4"
+
+
+def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
+        held = f"only {' and '.join(kinds)}" if kinds else "nothing"
+        raise InputError(f"{path} has no moving pictures ({held} in it); give a video file")
+    stream = next((s for s in streams if s.disposition & av.stream.Disposition.default), streams[0])
+    if stream.codec_context is None:
+        raise InputError(f"{path} has pictures in a codec that this FFmpeg cannot decode; convert it to H.264 first")
+    # A damaged frame raises instead of being patched up from its neighbours and passed on as if it were the source.
+    stream.codec_context.options = {"err_detect": "explode"}
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _checked_size(path: Path, stream: VideoStream) -> tuple[int, int]:
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width < 1 or height < 1:
+        raise InputError(f"{path} declares no picture size this FFmpeg can read; convert it to mp4")
+    if max(width, height) > LARGEST_SIDE or width * height > LARGEST_AREA:
+        raise InputError(
+            f"{path} declares frames of {width}×{height}, above the largest taken ({LARGEST_SIDE} a side, "
+            f"{LARGEST_AREA // 2**20} megapixels); scale it down first"
+        )
+    return width, height
+
+
+def _is_hidden(packet: Packet[VideoStream], stream: VideoStream) -> bool:
+    """VP8 keeps reference frames that are never shown in packets of their own: bit 4 of the first byte says so."""
+    return stream.codec_context.name == "vp8" and packet.size > 0 and not bytes(packet)[0] >> 4 & 1
+
+
+def _declared_frames(container: InputContainer, stream: VideoStream, ticks: list[int], rate: Fraction) -> int:
+    """Frames that the container's header promises, those to be discarded included; 0 where it says nothing."""
+    if stream.frames:
+        return stream.frames
+    length = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", ""))  # Matroska, per stream
+    if length is None or stream.time_base is None:
+        return 0
+    end = 3600 * int(length[1]) + 60 * int(length[2]) + float(length[3])
+    missing = end - float(ticks[-1] * stream.time_base) - 1 / rate
+    return len(ticks) + round(missing * rate) if missing * rate > 1.5 else 0
+
+
+def _frame_rate(ticks: list[int], stream: VideoStream, last_duration: int) -> tuple[Fraction, bool]:
+    """Average frames per second, and whether the frames are *not* evenly spaced (to the clock's rounding)."""
+    assert stream.time_base is not None
+    known = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
+    span = (ticks[-1] - ticks[0]) * stream.time_base
+    if not span:
+        return (known[0] if known else 1 / (last_duration * stream.time_base or Fraction(1, 25))), False
+    mean = (len(ticks) - 1) / span
+    seconds = (np.array(ticks) - ticks[0]) * float(stream.time_base)
+    for rate in (*known, mean.limit_denominator(1001)):
+        tolerance = 1.001 * min(float(stream.time_base), 0.25 / rate)
+        if rate and np.abs(seconds - np.arange(len(ticks)) / float(rate)).max() <= tolerance:
+            return rate, False
+    return mean.limit_denominator(100_000), True
+
+
+def _orientation(path: Path, frame: VideoFrame) -> tuple[bool, int]:
+    """(upside down first, quarter turns counter-clockwise) that bring a stored frame upright."""
+    side_data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return False, 0
+    a, b, _, c, d = (int(x) for x in np.frombuffer(bytes(side_data), np.int32)[:5])
+    if not a * d - b * c:
+        return False, 0  # no way to show a picture: FFmpeg ignores such a matrix too
+    # Where the stored picture's rightward axis points when shown.
+    turns = {(1, 0): 0, (0, -1): 1, (-1, 0): 2, (0, 1): 3}.get((int(np.sign(a)), int(np.sign(b))))
+    if turns is None:
+        raise InputError(f"{path} is to be shown turned by {frame.rotation}°; turn it by quarters only")
+    return a * d - b * c < 0, turns
+
+
+def _colour(path: Path, frame: VideoFrame) -> tuple[str, bool]:
+    """(matrix, full range) with which a frame becomes RGB; untagged: bt601 up to 576 lines, bt709 above, limited."""
+    full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+    if frame.format.is_rgb or frame.format.has_palette:
+        return "rgb", True
+    if _is_grey(frame):
+        return "grey", frame.color_range != ColorRange.MPEG
+    if frame.colorspace in UNTAGGED_MATRICES:
+        return ("bt709" if frame.height > 576 or frame.width > 1024 else "bt601"), full
+    if frame.colorspace not in MATRICES:
+        raise InputError(f"{path} has colours in an unknown matrix ({frame.colorspace}); convert it first")
+    return MATRICES[frame.colorspace], full
+
+
+def _is_grey(frame: VideoFrame) -> bool:
+    return frame.format.name.startswith(("gray", "ya", "mono"))
+
+
+def _has_alpha(frame: VideoFrame) -> bool:
+    return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+
+
+def _notes(container: InputContainer, frame: VideoFrame, ratio: Fraction, shown: tuple[int, int]) -> tuple[str, ...]:
+    notes = []
+    if ratio != 1:
+        stored = f"{frame.width}×{frame.height}"
+        notes.append(f"pixels are not square ({ratio}): {stored} stored are shown as {shown[0]}×{shown[1]}")
+    if any(component.is_alpha for component in frame.format.components):
+        notes.append("transparent parts, if any, are laid over black")
+    if frame.color_trc in HDR_TRANSFERS:
+        notes.append(f"high dynamic range ({HDR_TRANSFERS[frame.color_trc]}) is not tone-mapped: colours look flat")
+    if frame.interlaced_frame:
+        notes.append("frames are interlaced, and are taken as they are")
+    if len(container.streams.video) > 1:
+        notes.append("there is more than one picture stream: the default one is taken")
+    return tuple(notes)
+
+
+def _decoded(clip: Clip) -> Iterator[VideoFrame]:
+    """All frames in order of presentation; InputError at the first that is damaged."""
+    with open_video(clip.path) as (container, stream):
+        count = 0
+        try:
+            for packet in container.demux(stream):
+                for frame in stream.decode(packet):
+                    if frame.is_corrupt:
+                        raise InputError(f"frame {count} of {clip.path} is damaged{_way_out(count)}")
+                    yield frame
+                    count += 1
+        except av.error.FFmpegError as error:
+            raise InputError(f"frame {count} of {clip.path} cannot be decoded{_way_out(count)}") from error
+
+
+def _way_out(count: int) -> str:
+    return f"; take those before it with --frames 0:{count}" if count else "; copy or download the video again"
+
+
+def _next(clip: Clip, tick: int) -> int:
+    after = bisect_right(clip.ticks, tick)
+    return clip.ticks[after] if after < len(clip.ticks) else tick + max(1, round(clip.tail / clip.time_base))
+
+
+def _to_rgb(frame: VideoFrame, info: VideoInfo, reformatter: VideoReformatter) -> np.ndarray[Any, Any]:
+    """(height, width, channel) uint8 of a frame as stored: matrix and range as in `info`, transparency over black."""
+    converted = reformatter.reformat(
+        frame,
+        format="rgba" if info.has_alpha else "rgb24",
+        src_colorspace=SWSCALE_MATRICES.get(info.colour_matrix),
+        src_color_range=ColorRange.JPEG if info.colour_range == "full" else ColorRange.MPEG,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=EXACT,
+        threads=1,
+    )
+    rgb = converted.to_ndarray()
+    if info.has_alpha:
+        rgb = ((rgb[..., :3].astype(np.uint16) * rgb[..., 3:] + 127) // 255).astype(np.uint8)
+    if info.colour_matrix == "grey" and info.colour_range == "limited":  # swscale takes every grey as full range
+        rgb = np.clip(np.rint((rgb.astype(np.float32) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+    return rgb
+
+
+def _upright(rgb: np.ndarray[Any, Any], info: VideoInfo) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(np.rot90(rgb[::-1] if info.mirrored else rgb, info.rotation // 90))
+
+
+def _aspect_error(size: tuple[int, int], source: tuple[int, int]) -> float:
+    return abs(size[0] * source[1] / (size[1] * source[0]) - 1)
+
+
+def _default_size(source: tuple[int, int], multiple: int) -> tuple[int, int]:
+    widest, highest = (max(side // multiple, 1) * multiple for side in source)
+    sizes: set[tuple[int, int]] = set()
+    for width in range(multiple, widest + 1, multiple):
+        below = width * source[1] // source[0] // multiple * multiple  # it and the next one enclose the aspect ratio
+        sizes.update((width, min(max(height, multiple), highest)) for height in (below, below + multiple))
+    faithful = [size for size in sizes if _aspect_error(size, source) <= 0.01]
+    if faithful:
+        return max(faithful, key=lambda size: (size[0] * size[1], -_aspect_error(size, source)))
+    largest = max(width * height for width, height in sizes)
+    roomy = [size for size in sizes if 2 * size[0] * size[1] >= largest]
+    return min(roomy, key=lambda size: (_aspect_error(size, source), -size[0] * size[1]))
+
+
+def _parse_size(text: str, multiple: int) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text.strip(), re.ASCII)
+    if match is None:
+        raise InputError(f"--size {text!r} is not WIDTHxHEIGHT (for example {64 * multiple}x{64 * multiple})")
+    width, height = int(match[1]), int(match[2])
+    if max(width, height) > LARGEST_SIDE:
+        raise InputError(f"--size {text} is above {LARGEST_SIDE} a side; ask for a smaller one")
+    if width < 1 or height < 1 or width % multiple or height % multiple:
+        below = [max(side // multiple, 1) * multiple for side in (width, height)]
+        above = [max(-(-side // multiple), 1) * multiple for side in (width, height)]
+        near = " or ".join(dict.fromkeys((f"{below[0]}x{below[1]}", f"{above[0]}x{above[1]}")))
+        raise InputError(f"--size {text} does not suit the model, whose sizes are multiples of {multiple}; take {near}")
+    return width, height
