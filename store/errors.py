@@ -15,3 +15,7 @@ class StoreError(TokenflowError):
 
 class SchemaError(StoreError):
     """An artifact breaks its schema; the sentence names the artifact, the variable and the rule."""
+
+
+class StorePlaceError(StoreError, InputError):
+    """The place chosen for the store cannot take it (no permission, disk full); the command line exits with 2."""

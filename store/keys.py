@@ -20,7 +20,7 @@ class UnnameableError(TypeError):
 
 
 def canonical(value: object, where: str = "value") -> JsonValue:
-    """Reduce `value` to plain JSON in which equal things are equal text; raise UnnameableError, saying where, otherwise."""
+    """Reduce `value` to plain JSON, equal things to equal text; raise UnnameableError, saying where, otherwise."""
     if isinstance(value, BaseModel):
         return canonical({name: getattr(value, name) for name in type(value).model_fields}, where)
     if value is None or isinstance(value, bool | int | str):

@@ -1,0 +1,408 @@
+"""Work in progress: an artifact that is written part by part, survives a kill, and is found by nobody until committed.
+
+drafts/<stage>-<key>/
+    schema.json      what was promised; another promise makes the draft worthless
+    group/           the Zarr group as it grows
+    parts/<n>.json   marker of a finished part: its files with size and hash; what no marker names does not count
+    record.json      during the commit only: the record, from before the group moves until the record does
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+from pydantic import JsonValue
+
+from store import zarr_io
+from store.artifact import Artifact
+from store.errors import SchemaError
+from store.hashing import payload_hash
+from store.keys import ArtifactKey, canonical, canonical_json
+from store.layout import Layout, regular_files, write_whole, writing
+from store.records import FileEntry, Record, changed_files, fault, manifest_digest, now, software
+from store.rules import broken_rule
+from store.schemas import Block, Frozen, Schema, Variable
+
+
+class Marker(Frozen):
+    """A finished part."""
+
+    files: dict[str, FileEntry]
+    written: dict[str, int]  # variable → values written
+    grown: dict[str, int]  # growing variable → its length
+    attrs: dict[str, JsonValue]
+    seconds: float
+
+
+@dataclass
+class _Part:
+    """A part while it is written."""
+
+    number: int
+    span: range
+    files: set[str] = field(default_factory=set)
+    regions: dict[str, set[tuple[tuple[int, int], ...]]] = field(default_factory=dict)
+
+    def written(self, variable: str) -> int:
+        return sum(prod(stop - start for start, stop in region) for region in self.regions.get(variable, ()))
+
+
+class Draft:
+    """An artifact being written; comes from `Store.draft`, which commits it on a clean exit.
+
+    attrs, note   found while computing: set them inside the `with`; attrs become the group's (JSON only)
+    provenance    what computed it: versions are filled in, `draft.provenance.update(device=…)`
+    found         the artifact, where another process (or an earlier run) had committed it: nothing is missing then
+    artifact      the artifact, after the `with`
+    """
+
+    def __init__(self, layout: Layout, key: ArtifactKey, schema: Schema) -> None:
+        self.key = key
+        self.schema = schema
+        self.attrs: dict[str, JsonValue] = {}
+        self.note: JsonValue = None
+        self.provenance: dict[str, JsonValue] = dict(software())
+        self.found: Artifact | None = None
+        self._artifact: Artifact | None = None
+        self._layout = layout
+        self._folder = layout.draft(key.stage, key.hex)
+        self._group = self._folder / "group"
+        self._parts = schema.divided()
+        self._done: dict[int, Marker] = {}
+        self._owner: dict[str, int] = {}  # chunk file → the part that wrote it
+        self._arrays: dict[str, Any] = {}
+        self._mutex = threading.Lock()
+        check_layout(schema, str(key))
+
+    @property
+    def artifact(self) -> Artifact:
+        """The committed artifact."""
+        assert self._artifact is not None, f"{self.key} is not committed yet"
+        return self._artifact
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work in the finished parts, those of interrupted runs included."""
+        return sum(marker.seconds for marker in self._done.values())
+
+    def missing(self) -> list[range]:
+        """The parts that are still to be written, in order."""
+        if self.found:
+            return []
+        return [part for number, part in enumerate(self._parts) if number not in self._done]
+
+    def read(self, variable: str) -> Any:
+        """Read-only array of `variable` as it is so far; what no finished part has written reads as fill value."""
+        if self.found:
+            return self.found[variable]
+        return zarr_io.open_array(self._group / variable)
+
+    def write(self, part: range, blocks: Iterable[Block]) -> None:
+        """Write all blocks of one part; only a part that is written to its end counts.
+
+        Different parts may be written by different threads. `blocks` is consumed here, so its work is timed here.
+
+        raises    SchemaError, naming artifact, variable, rule and place, when a block breaks the schema or values are
+                  left out; StorePlaceError when the disk is full (the draft is removed then)
+        """
+        work = _Part(self._parts.index(part), part)
+        assert work.number not in self._done, f"{self.key}: {part} is already written"
+        began = time.perf_counter()
+        try:
+            for block in blocks:
+                self._write_block(work, block)
+            self._finish(work, began)
+        except BaseException:
+            self._forget(work)
+            raise
+
+    def open(self) -> None:
+        """Take up the draft that an earlier run left, keeping parts whose files are what their markers say."""
+        schema_file = self._folder / "schema.json"
+        promised = canonical_json(self.schema)
+        with self._writing():
+            if not schema_file.is_file() or schema_file.read_text(encoding="utf-8") != promised:
+                self.drop()
+                write_whole(schema_file, promised)
+            self._group.mkdir(exist_ok=True)
+            for number in range(len(self._parts)):
+                self._take_up(number)
+            for name in regular_files(self._group):
+                if "/c/" in name and name not in self._owner:
+                    (self._group / name).unlink()
+            self._arrays = zarr_io.create_arrays(self._group, self.schema, self._grown())
+
+    def finish_interrupted_commit(self) -> Artifact | None:
+        """The artifact, where a commit was stopped between moving the group and moving the record."""
+        pending = self._folder / "record.json"
+        if not pending.is_file() or self._group.exists():
+            return None
+        record = Record.model_validate_json(pending.read_bytes())
+        return None if fault(self._layout, record) else self._publish(record)
+
+    def commit(self) -> Artifact:
+        """Check the whole, name it by its bytes, move it to the objects, and write the record last.
+
+        raises    SchemaError when a part was never written (the finished ones stay), or when the whole breaks the
+                  schema (the draft is removed then: its parts cannot be told good from bad)
+        """
+        missing = self.missing()
+        if missing:
+            raise SchemaError(
+                f"{self._name} is incomplete: {len(missing)} of {len(self._parts)} parts were never written, "
+                f"the first is {self._span(missing[0])}"
+            )
+        with self._writing():
+            attrs = _plain_json({**self.schema.attrs, **self.attrs}, f"{self._name}: attribute")
+            zarr_io.write_group(self._group, self.schema, attrs)
+            try:
+                actual = self._check_whole()
+            except SchemaError:
+                self.drop()
+                raise
+            record = self._record(actual, attrs)
+            write_whole(self._folder / "record.json", record.to_json(), durable=True)
+            self._move(record)
+            return self._publish(record)
+
+    def drop(self) -> None:
+        """Remove everything that was written; all parts are missing again."""
+        self._done.clear()
+        self._owner.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.schema.artifact} {self.key}"
+
+    def _writing(self) -> Any:
+        return writing(self._layout.root, self._name, self.schema.nbytes(), self.drop)
+
+    def _error(self, variable: str, rule: str) -> SchemaError:
+        return SchemaError(f"{self._name}: {variable} {rule}")
+
+    def _span(self, part: range) -> str:
+        dim = self.schema.parts[0] if self.schema.parts else "part"
+        return f"{dim} {part.start}…{part.stop - 1}"
+
+    def _grown(self) -> dict[str, int]:
+        grown: dict[str, int] = {}
+        for marker in self._done.values():
+            for name, length in marker.grown.items():
+                grown[name] = max(length, grown.get(name, 0))
+        return grown
+
+    # one part
+
+    def _write_block(self, work: _Part, block: Block) -> None:
+        variable = self.schema.variables.get(block.variable)
+        if variable is None:
+            raise self._error(block.variable, f"is not promised; the variables are {', '.join(self.schema.variables)}")
+        if block.values.dtype != np.dtype(variable.dtype):
+            raise self._error(block.variable, f"must be {variable.dtype}, but a block is {block.values.dtype}")
+        region = self._region(work, block, variable)
+        broken = broken_rule(variable, block.values, block.start)
+        if broken:
+            raise self._error(block.variable, broken)
+        array = self._arrays[block.variable]
+        with self._mutex:
+            for name in zarr_io.chunk_files(block.variable, variable, region):
+                if self._owner.setdefault(name, work.number) != work.number:
+                    raise self._error(block.variable, f"chunk {name} is written by two parts; let one part write it")
+                work.files.add(name)
+            if variable.shape[:1] == (None,) and region[0].stop > array.shape[0]:
+                with self._writing():
+                    array.resize((region[0].stop, *array.shape[1:]))
+        with self._writing():
+            array[region] = block.values
+        work.regions.setdefault(block.variable, set()).add(tuple((s.start, s.stop) for s in region))
+
+    def _region(self, work: _Part, block: Block, variable: Variable) -> zarr_io.Region:
+        """Where the block goes; SchemaError when that is outside the variable or outside its part."""
+        counts = (len(variable.dims), len(block.start), block.values.ndim)
+        if len(set(counts)) > 1:
+            raise self._error(
+                block.variable, f"has {counts[0]} dimensions, but a block has {counts[1]} offsets and {counts[2]} axes"
+            )
+        bounds = dict(zip(variable.dims, ((0, size) for size in variable.shape), strict=True))
+        if self.schema.parts and self.schema.parts[0] in bounds:
+            bounds[self.schema.parts[0]] = (work.span.start, work.span.stop)
+        region = []
+        for dim, start, length in zip(variable.dims, block.start, block.values.shape, strict=True):
+            low, high = bounds[dim]
+            if start < low or (high is not None and start + length > high):
+                until = "" if high is None else f"…{high - 1}"
+                raise self._error(
+                    block.variable,
+                    f"may be written at {dim} {low}{until} here, but a block spans {dim} {start}…{start + length - 1}",
+                )
+            region.append(slice(start, start + length))
+        return tuple(region)
+
+    def _finish(self, work: _Part, began: float) -> None:
+        for name, variable in self.schema.variables.items():
+            if self.schema.parts and self.schema.parts[0] in variable.dims and None not in variable.shape:
+                dim = variable.dims.index(self.schema.parts[0])
+                sizes = [size or 0 for size in variable.shape]
+                expected = prod([*sizes[:dim], len(work.span), *sizes[dim + 1 :]])
+                self._expect(name, work.written(name), expected, f" in {self._span(work.span)}")
+        with self._writing():
+            files = {name: self._entry(name) for name in sorted(work.files)}
+            marker = Marker(
+                files=files,
+                written={name: work.written(name) for name in work.regions},
+                grown={
+                    name: self._arrays[name].shape[0]
+                    for name, variable in self.schema.variables.items()
+                    if variable.shape[:1] == (None,)
+                },
+                attrs=dict(self.attrs),
+                seconds=time.perf_counter() - began,
+            )
+            write_whole(self._folder / "parts" / f"{work.number}.json", marker.model_dump_json())
+        with self._mutex:
+            self._done[work.number] = marker
+
+    def _expect(self, variable: str, written: int, expected: int, where: str = "") -> None:
+        if written != expected:
+            fault = "are missing" if written < expected else "were written twice"
+            raise self._error(
+                variable, f"holds {expected} values{where}, but {abs(expected - written)} of them {fault}"
+            )
+
+    def _entry(self, name: str) -> FileEntry:
+        path = self._group / name
+        return FileEntry(size=path.stat().st_size, blake3=payload_hash(path))
+
+    def _forget(self, work: _Part) -> None:
+        """Undo a part that did not come to its end."""
+        with self._mutex:
+            for name in work.files:
+                self._owner.pop(name, None)
+                (self._group / name).unlink(missing_ok=True)
+            grown = self._grown()
+            for name, variable in self.schema.variables.items():
+                if variable.shape[:1] == (None,) and self._group.exists():
+                    self._arrays[name].resize((grown.get(name, 0), *variable.shape[1:]))
+
+    def _take_up(self, number: int) -> None:
+        """Trust the marker of a part when its files are what it says, else remove it."""
+        path = self._folder / "parts" / f"{number}.json"
+        if not path.is_file():
+            return
+        try:
+            marker = Marker.model_validate_json(path.read_bytes())
+        except ValueError:
+            path.unlink()
+            return
+        if changed_files(self._group, marker.files):
+            path.unlink()
+            return
+        self._done[number] = marker
+        self._owner.update(dict.fromkeys(marker.files, number))
+        self.attrs.update(marker.attrs)
+
+    # the whole
+
+    def _check_whole(self) -> Schema:
+        """The schema with its actual sizes, after everything that was promised is there."""
+        shapes = {name: tuple(array.shape) for name, array in self._arrays.items()}
+        for name, shape in shapes.items():
+            written = sum(marker.written.get(name, 0) for marker in self._done.values())
+            self._expect(name, written, prod(shape))
+            absent = zarr_io.absent_chunks(zarr_io.open_array(self._group / name))
+            if absent:
+                raise self._error(name, f"lacks {absent} of its chunks")
+        lengths: dict[str, tuple[str, int]] = {dim: (dim, len(at)) for dim, at in self.schema.coordinates.items()}
+        for name, shape in shapes.items():
+            for dim, length in zip(self.schema.variables[name].dims, shape, strict=True):
+                other, known = lengths.setdefault(dim, (name, length))
+                if known != length:
+                    raise self._error(name, f"has {length} along {dim}, but {other} has {known}")
+        variables = {
+            name: variable.model_copy(update={"shape": shapes[name]})
+            for name, variable in self.schema.variables.items()
+        }
+        actual = self.schema.model_copy(update={"variables": variables})
+        import xarray
+
+        from store.pandera_schemas import check_dataset
+
+        with xarray.open_zarr(self._group, chunks=None, consolidated=True) as dataset:
+            check_dataset(dataset, actual, str(self.key))
+        return actual
+
+    def _record(self, actual: Schema, attrs: dict[str, JsonValue]) -> Record:
+        known = {name: entry for marker in self._done.values() for name, entry in marker.files.items()}
+        files = {name: known.get(name) or self._entry(name) for name in regular_files(self._group)}
+        return Record(
+            recipe=self.key,
+            hex=self.key.hex,
+            stage=self.key.stage,
+            digest=manifest_digest(files),
+            bytes=sum(entry.size for entry in files.values()),
+            files=files,
+            schema=actual,
+            attrs=attrs,
+            seconds=round(self.seconds, 3),
+            created=now(),
+            provenance=self.provenance,
+            note=self.note,
+        )
+
+    def _move(self, record: Record) -> None:
+        """Move the group to its object, unless an equal one lies there already; a damaged one is replaced."""
+        target = self._layout.object(record.digest)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists() and changed_files(target, record.files):
+            shutil.rmtree(target)
+        try:
+            self._group.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            shutil.rmtree(self._group)  # equal bytes, committed under another key
+
+    def _publish(self, record: Record) -> Artifact:
+        path = self._layout.record(record.stage, record.hex)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (self._folder / "record.json").replace(path)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._artifact = Artifact(self._layout.object(record.digest), record)
+        return self._artifact
+
+
+def _plain_json(attrs: dict[str, JsonValue], where: str) -> dict[str, JsonValue]:
+    """A copy of `attrs` as JSON reads it back, floats kept floats; UnnameableError for anything that is not JSON."""
+    canonical(attrs, where)
+    plain: dict[str, JsonValue] = json.loads(json.dumps(attrs, allow_nan=False))
+    return plain
+
+
+def check_layout(schema: Schema, name: str) -> None:
+    """Raise SchemaError when a schema contradicts itself, or when its parts would share chunk files."""
+    for variable_name, variable in schema.variables.items():
+        where = f"{schema.artifact} {name}: {variable_name}"
+        counts = {len(variable.dims), len(variable.shape), len(variable.chunks)}
+        if len(counts) > 1:
+            raise SchemaError(
+                f"{where} has {variable.dims}, {variable.shape}, chunks {variable.chunks}: unequal counts"
+            )
+        if None in variable.shape[1:]:
+            raise SchemaError(f"{where} may grow along its first dimension only, but its shape is {variable.shape}")
+        if variable.sums_to_one is not None and variable.sums_to_one not in variable.dims:
+            raise SchemaError(f"{where} cannot sum to one over {variable.sums_to_one}, which it does not have")
+        if schema.parts and schema.parts[0] in variable.dims and len(schema.divided()) > 1:
+            chunk = variable.chunks[variable.dims.index(schema.parts[0])]
+            if schema.parts[1] % chunk:
+                raise SchemaError(
+                    f"{where} has chunks of {chunk} that straddle parts of {schema.parts[1]} {schema.parts[0]}s"
+                )

@@ -1,0 +1,130 @@
+"""Where things lie in a store, and how a file is put there so that it is either whole or absent.
+
+objects/<digest>/            immutable Zarr v3 group, named by the hash of its bytes
+keys/<stage>/<key>.json      record: recipe, digest, files, provenance; written last = committed
+drafts/<stage>-<key>/        work in progress, resumed by the next run; safe to throw away
+runs/<run>.json              one run of the command line
+hashes/<path>.json           remembered hashes of input files
+format                       the number of this layout
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.errors import StorePlaceError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of a store at `root`."""
+
+    root: Path
+
+    @property
+    def format(self) -> Path:
+        return self.root / "format"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def hashes(self) -> Path:
+        return self.root / "hashes"
+
+    @property
+    def drafts(self) -> Path:
+        return self.root / "drafts"
+
+    def records(self, stage: str) -> Path:
+        return self.root / "keys" / stage
+
+    def record(self, stage: str, key: str) -> Path:
+        return self.records(stage) / f"{key}.json"
+
+    def object(self, digest: str) -> Path:
+        return self.root / "objects" / digest
+
+    def draft(self, stage: str, key: str) -> Path:
+        return self.drafts / f"{stage}-{key}"
+
+
+def human_bytes(count: int) -> str:
+    """A number of bytes as people read it: 1.2 GB."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def free_bytes(root: Path) -> int:
+    """Bytes that may still be written on the disk of `root`, which need not exist yet."""
+    while not root.exists() and root != root.parent:
+        root = root.parent
+    return shutil.disk_usage(root).free
+
+
+@contextmanager
+def writing(root: Path, what: str, needed: int = 0, on_full: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn an OSError of a write into one sentence: StorePlaceError says what was written, where, and the way out.
+
+    needed    bytes that `what` takes in all, told when the disk is full
+    on_full   called when the disk is full, before raising: give back what can be given back
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            reason = error.strerror or str(error)
+            raise StorePlaceError(
+                f"cannot write {what} in {root} ({reason}); choose another place with --store or TOKENFLOW_STORE"
+            ) from error
+        on_full()
+        need = f"needs {human_bytes(needed)}" if needed else "does not fit"
+        raise StorePlaceError(
+            f"the disk is full: {what} {need} in {root}, where {human_bytes(free_bytes(root))} is free; "
+            "free some space or choose another place with --store"
+        ) from error
+
+
+def write_whole(path: Path, text: str, durable: bool = False) -> None:
+    """Write `text` to `path` so that a reader finds all of it or nothing; `durable` survives a power cut as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def regular_files(folder: Path) -> dict[str, int]:
+    """Relative posix path → size of every regular file below `folder`; links are neither followed nor listed."""
+    found: dict[str, int] = {}
+    pending = [(folder, "")]
+    while pending:
+        here, prefix = pending.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((Path(entry.path), f"{prefix}{entry.name}/"))
+                elif entry.is_file(follow_symlinks=False):
+                    found[f"{prefix}{entry.name}"] = entry.stat(follow_symlinks=False).st_size
+    return dict(sorted(found.items()))

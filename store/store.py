@@ -1,0 +1,323 @@
+"""The store: finds what was made, holds work in progress, commits it whole or not at all, and explains a miss.
+
+Cheap to import and to open: Zarr, xarray and pandera are loaded when an artifact is written or read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+from pydantic import JsonValue
+
+from store import hashing
+from store.artifact import Artifact
+from store.errors import InputError, StoreError, StorePlaceError
+from store.keys import ArtifactKey
+from store.layout import FORMAT, Layout, free_bytes, human_bytes, write_whole, writing
+from store.records import Explanation, Record, changed_files, fault, read_record
+from store.schemas import Schema
+
+if TYPE_CHECKING:
+    from store.draft import Draft
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """Artifacts by key, under one folder.
+
+    root      made when it is not there; an existing store is only read until something is drafted
+    raises    StorePlaceError when it can be neither made nor read; StoreError when `root` is another layout's store or
+              holds other things
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.layout = Layout(self.root)
+        self._open()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    # artifacts
+
+    def find(self, key: ArtifactKey | str) -> Artifact | None:
+        """The committed artifact of `key` (or its 64 hexadecimal digits), if every one of its files has its size."""
+        try:
+            record = self._record(key)
+        except StoreError as error:
+            log.warning("%s", error)
+            return None
+        if record is None or fault(self.layout, record):
+            return None
+        return Artifact(self.layout.object(record.digest), record)
+
+    @contextmanager
+    def draft(self, key: ArtifactKey, schema: Schema) -> Iterator[Draft]:
+        """Write the artifact of `key`, alone: a second process waits, then gets it as `draft.found`, nothing missing.
+
+            with store.draft(key, schema) as draft:
+                for part in draft.missing():
+                    draft.write(part, blocks_of(part))
+            artifact = draft.artifact
+
+        A clean exit commits. After an exception nothing is found, and the next draft of `key` with the same schema
+        keeps the finished parts. The lock is the kernel's: a killed holder frees it.
+
+        raises    StorePlaceError when the store cannot be written or the disk is full; SchemaError as `Draft` says
+        """
+        from store.draft import Draft
+
+        draft = Draft(self.layout, key, schema)
+        draft.found = self.find(key)
+        if draft.found:
+            draft._artifact = draft.found
+            yield draft
+            return
+        with self._alone(key):
+            draft.found = draft._artifact = self.find(key) or draft.finish_interrupted_commit()
+            if draft.found:
+                yield draft
+                return
+            draft.open()
+            yield draft
+            draft.commit()
+
+    def verify(self, record: Record) -> list[str]:
+        """Names of the files of an artifact that are missing or whose bytes have changed; reads all of it."""
+        return changed_files(self.layout.object(record.digest), record.files)
+
+    # records
+
+    def records(self, stage: str | None = None) -> Iterator[Record]:
+        """All committed records, of one stage or of all, in no order; damaged ones are skipped with a warning."""
+        for path in sorted((self.root / "keys").glob(f"{stage or '*'}/[0-9a-f]*.json")):
+            try:
+                record = read_record(path)
+            except StoreError as error:
+                log.warning("%s", error)
+                continue
+            if record:
+                yield record
+
+    def resolve(self, prefix: str) -> Record:
+        """The one record whose key begins with `prefix`, written abcd… or stage/abcd…; InputError for none or many."""
+        stage, _, digits = prefix.rpartition("/")
+        if not re.fullmatch(r"[0-9a-f]{1,64}", digits) or not re.fullmatch(r"\w*", stage):
+            raise InputError(f"{prefix!r} is not a key: give the first hexadecimal digits, as tf list shows them")
+        found = sorted((self.root / "keys").glob(f"{stage or '*'}/{digits}*.json"))
+        if not found:
+            raise InputError(f"no artifact's key begins with {prefix!r} in {self.root}; tf list shows them")
+        if len(found) > 1:
+            names = ", ".join(f"{path.parent.name}/{path.stem[:12]}" for path in found[:8])
+            more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+            raise InputError(f"{len(found)} keys begin with {prefix!r} ({names}{more}); give more digits")
+        record = read_record(found[0])
+        if record is None:
+            raise InputError(f"the record {found[0]} was just deleted; tf list shows what is there")
+        return record
+
+    def explain(self, key: ArtifactKey, upstream: Mapping[str, ArtifactKey] | None = None) -> Explanation | None:
+        """Why `key` is a miss: its record's fault, or what differs from the nearest of its stage; None for a hit.
+
+        upstream   key in hex → key of what was planned above, so that a differing input can be followed to its cause
+        """
+        try:
+            own = self._record(key)
+        except StoreError as error:
+            return Explanation(reason=f"damaged: {error}")
+        if own:
+            reason = fault(self.layout, own)
+            return Explanation(reason=reason, nearest=own.hex) if reason else None
+        kept = self._kept_parts(key)
+        near = self._nearest(key)
+        differences = self._differences(near.recipe, key, upstream or {}) if near else ()
+        reasons = [f"interrupted, {kept} finished parts are kept"] if kept else []
+        reasons += differences or ([] if kept else ["nothing like it yet"])
+        return Explanation(reason=", ".join(reasons), differences=differences, nearest=near.hex if near else None)
+
+    # runs
+
+    def save_run(self, run: Mapping[str, JsonValue]) -> str:
+        """Keep what one run of the command line did; returns its id, which sorts by time."""
+        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        text = json.dumps({**run, "id": name}, indent=1, ensure_ascii=False)
+        with writing(self.root, f"run {name}"):
+            write_whole(self.layout.runs / f"{name}.json", text)
+        return name
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs, the newest first."""
+        newest_first = sorted(self.layout.runs.glob("[0-9]*.json"), reverse=True)
+        return [json.loads(path.read_text("utf-8")) for path in newest_first]
+
+    def load_run(self, name: str) -> dict[str, Any]:
+        """The run with the id `name`; InputError when there is none."""
+        path = self.layout.runs / f"{name}.json"
+        if not re.fullmatch(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}", name) or not path.is_file():
+            raise InputError(f"no run {name!r} in {self.root}")
+        run: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return run
+
+    # input files, room
+
+    def file_hash(self, path: Path | str) -> str:
+        """blake3 of a file, remembered while its path, size and times stay the same."""
+        return hashing.file_hash(path, self.layout.hashes)
+
+    def folder_hash(self, folder: Path | str, files: Iterable[str | Path]) -> str:
+        """blake3 of the named files of a folder and of their names: the identity of a model."""
+        return hashing.folder_hash(folder, files, self.layout.hashes)
+
+    def free_bytes(self) -> int:
+        """Bytes that may still be written."""
+        return free_bytes(self.root)
+
+    def check_space(self, needed: int) -> None:
+        """Raise StorePlaceError when `needed` bytes do not fit on the store's disk."""
+        free = self.free_bytes()
+        if needed > free:
+            raise StorePlaceError(
+                f"{human_bytes(needed)} are needed in {self.root}, where {human_bytes(free)} is free; "
+                "free some space or choose another place with --store"
+            )
+
+    def check_writable(self) -> None:
+        """Raise StorePlaceError when nothing can be written here: to be told before a model is loaded."""
+        with writing(self.root, "a draft"):
+            probe = self.layout.drafts / f".probe-{secrets.token_hex(4)}"
+            write_whole(probe, "")
+            probe.unlink()
+
+    # inside
+
+    def _open(self) -> None:
+        if not self.layout.format.is_file():
+            self._create()
+        try:
+            number = self.layout.format.read_text("utf-8").strip()
+        except OSError as error:
+            raise StorePlaceError(f"cannot read the store {self.root}: {error.strerror or error}") from error
+        if number != str(FORMAT):
+            raise StoreError(
+                f"the store {self.root} has layout {number[:20]!r}, and this version reads layout {FORMAT}; "
+                "choose another place with --store, or use the version that wrote it"
+            )
+
+    def _create(self) -> None:
+        with writing(self.root, "a store"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            strangers = [path.name for path in self.root.iterdir() if not path.name.startswith((".", "lost+found"))]
+            if strangers and not self.layout.format.is_file():  # another process may have made it meanwhile
+                raise StoreError(
+                    f"{self.root} is no store and not empty (it holds {strangers[0]!r}); "
+                    "name an empty or new folder with --store"
+                )
+            write_whole(self.layout.format, f"{FORMAT}\n")
+
+    def _record(self, key: ArtifactKey | str) -> Record | None:
+        if isinstance(key, ArtifactKey):
+            return read_record(self.layout.record(key.stage, key.hex))
+        assert re.fullmatch(r"[0-9a-f]{64}", key), f"{key!r} is not a whole key"
+        paths = list((self.root / "keys").glob(f"*/{key}.json"))
+        return read_record(paths[0]) if paths else None
+
+    @contextmanager
+    def _alone(self, key: ArtifactKey) -> Iterator[None]:
+        """Hold the lock of `key`; its file stays, since removing it would let two holders in."""
+        folder = self.layout.draft(key.stage, key.hex)
+        with writing(self.root, str(key)):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f"{folder.name}.lock"), thread_local=False)
+        with writing(self.root, str(key)):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.info("waiting for another process that is computing %s", key)
+                lock.acquire(poll_interval=0.1)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _kept_parts(self, key: ArtifactKey) -> int:
+        parts = self.layout.draft(key.stage, key.hex) / "parts"
+        return len(list(parts.glob("[0-9]*.json")))
+
+    def _nearest(self, key: ArtifactKey) -> Record | None:
+        """The record of the same stage with the fewest differences, the newest of equals."""
+        ranked = [(-len(_unlike(record.recipe, key)), record.created, record.hex) for record in self.records(key.stage)]
+        return self._record(max(ranked)[2]) if ranked else None
+
+    def _differences(self, old: ArtifactKey, new: ArtifactKey, upstream: Mapping[str, ArtifactKey]) -> tuple[str, ...]:
+        """What makes `new` another key than `old`, inputs followed to their own differences."""
+        said = []
+        for where, before, after in _unlike(old, new):
+            if where.startswith("input "):
+                said.append(self._input_difference(where.removeprefix("input "), before, after, upstream))
+            else:
+                said.append(f"{where} {_shown(before)} → {_shown(after)}")
+        return tuple(said)
+
+    def _input_difference(self, role: str, before: Any, after: Any, upstream: Mapping[str, ArtifactKey]) -> str:
+        if before is None or after is None:
+            return f"{role} is {'new' if before is None else 'gone'}"
+        old, new = self._recipe(before, upstream), self._recipe(after, upstream)
+        if old is None and new is None:
+            return f"another {role}"
+        if old is None or new is None or old.stage != new.stage:
+            return f"{role} from another {(new or old).stage}"  # type: ignore[union-attr]
+        return f"{role} from {new.stage} ({', '.join(self._differences(old, new, upstream))})"
+
+    def _recipe(self, key: str, upstream: Mapping[str, ArtifactKey]) -> ArtifactKey | None:
+        if key in upstream:
+            return upstream[key]
+        try:
+            record = self._record(key) if re.fullmatch(r"[0-9a-f]{64}", key) else None
+        except StoreError:
+            return None
+        return record.recipe if record else None
+
+
+def _unlike(old: ArtifactKey, new: ArtifactKey) -> list[tuple[str, Any, Any]]:
+    """(where, old value, new value) for each Spec field, version and input that differ; None where one has none."""
+    unlike: list[tuple[str, Any, Any]] = []
+    if old.version != new.version:
+        unlike.append(("version", old.version, new.version))
+    before, after = _flat(old.spec), _flat(new.spec)
+    unlike += [
+        (name, before.get(name), after.get(name))
+        for name in dict.fromkeys([*after, *before])
+        if before.get(name) != after.get(name) or (name in before) != (name in after)
+    ]
+    return unlike + [
+        (f"input {role}", old.inputs.get(role), new.inputs.get(role))
+        for role in dict.fromkeys([*new.inputs, *old.inputs])
+        if old.inputs.get(role) != new.inputs.get(role)
+    ]
+
+
+def _flat(spec: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
+    """A nested Spec with dotted names, so that a difference is as small as it is."""
+    flat: dict[str, JsonValue] = {}
+    for name, value in spec.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _shown(value: Any) -> str:
+    """A value as one short word of a sentence."""
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}…"
