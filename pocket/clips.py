@@ -1,7 +1,6 @@
 """Render the example clips: ``python -m pocket.clips examples`` writes one mp4 per clip below."""
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,4 +61,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

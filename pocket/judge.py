@@ -79,7 +79,8 @@ def judge_loss(out: dict[str, Tensor], attributes: Tensor, mask: Tensor) -> Tens
     attributes (frame, 4) int64: shape, colour, surface, ground; mask (frame, height, width) bool
     """
     losses = [F.cross_entropy(out[name], attributes[:, i]) for i, name in enumerate(HEADS)]
-    coarse = F.adaptive_avg_pool2d(mask[:, None].float(), out["mask"].shape[-2:])[:, 0]
+    height, width = out["mask"].shape[-2:]
+    coarse = F.adaptive_avg_pool2d(mask[:, None].float(), (height, width))[:, 0]
     return torch.stack([*losses, F.binary_cross_entropy_with_logits(out["mask"], coarse)]).sum()
 
 

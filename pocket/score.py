@@ -4,13 +4,12 @@
     python -m pocket.score --model DIR --sheet samples.png --json
 
 Captions name all four attributes and are drawn uniformly with a fixed seed; samples go through the real
-``StableDiffusionPipeline``; the shipped judge reads them. The judge's own accuracy on frames it never saw, straight from
-the renderer and after the autoencoder, is measured beside it: it bounds what the other numbers can mean.
+``StableDiffusionPipeline``; the shipped judge reads them. The judge's own accuracy on frames it never saw, straight
+from the renderer and after the autoencoder, is measured beside it: it bounds what the other numbers can mean.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -145,4 +144,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

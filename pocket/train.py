@@ -13,13 +13,12 @@ Workers are processes with one thread each. They train on their own batches and 
 import argparse
 import hashlib
 import json
-import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pocket import judge_file, model_folder
@@ -193,7 +193,7 @@ def _fit(
             group["lr"] = rate * _cosine(step, steps, warmup)
         loss = loss_of(_generator(recipe.seed, stage, step, worker.rank))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         losses += float(loss.detach())
@@ -214,7 +214,7 @@ def _fit(
     if worker.rank == 0:
         average.copy_to(parameters)
         torch.save(module.state_dict(), worker.run / f"{stage}.part")
-        os.replace(worker.run / f"{stage}.part", worker.run / f"{stage}.pt")
+        (worker.run / f"{stage}.part").replace(worker.run / f"{stage}.pt")
     worker.barrier()
     return True
 
@@ -229,7 +229,7 @@ def _save(stage: str, step: int, module: nn.Module, optimizer: Any, average: Ave
         "average_count": average.count,
     }
     torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    path.with_suffix(".part").replace(path)
     worker.barrier()
     for old in worker.run.glob(f"{stage}-*-{worker.rank}-of-{worker.count}.pt"):
         if old != path:
@@ -297,7 +297,7 @@ def new_tokenizer() -> tuple[CLIPTokenizer, dict[str, int], list[tuple[str, str]
     while any(len(parts) > 1 for parts in spelled.values()):
         pairs: dict[tuple[str, str], int] = {}
         for parts in spelled.values():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] = pairs.get(pair, 0) + 1
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
@@ -440,8 +440,10 @@ def encode_latents(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
         scenes = _share(sample_scenes(recipe.latent_images, _generator(recipe.seed, "denoiser-scenes")), worker)
         with torch.no_grad():
             parts = [model.encode(x).latents for x in _painted(scenes, recipe.size, worker.device)]
-        torch.save({"latents": torch.cat(parts).half().cpu(), "attributes": _attributes(scenes)}, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
+        torch.save(
+            {"latents": torch.cat(parts).half().cpu(), "attributes": _attributes(scenes)}, path.with_suffix(".part")
+        )
+        path.with_suffix(".part").replace(path)
     worker.barrier()
     if worker.rank == 0 and not (worker.run / "scaling.json").exists():
         latents = torch.load(path)["latents"].float()
@@ -576,7 +578,7 @@ def _denoiser_average(recipe: Recipe, run: Path, tokenizer: CLIPTokenizer) -> tu
 
 
 def export(recipe: Recipe, run: Path, out: Path, judge_out: Path | None) -> int:
-    """Write a float16 ``StableDiffusionPipeline`` folder to ``out``, and the judge if trained; → the denoiser's step."""
+    """Write a float16 ``StableDiffusionPipeline`` to ``out``, and the judge if trained; → the denoiser's step."""
     tokenizer, vocab, merges = new_tokenizer()
     denoiser, step = _denoiser_average(recipe, run, tokenizer)
     autoencoder = new_autoencoder(recipe)
@@ -611,7 +613,9 @@ def export(recipe: Recipe, run: Path, out: Path, judge_out: Path | None) -> int:
 # ---------------------------------------------------------------------------------------------------- command
 
 
-def _work(rank: int, recipe: Recipe, stages: tuple[str, ...], run: Path, count: int, device: str, stop_at: int | None) -> None:
+def _work(
+    rank: int, recipe: Recipe, stages: tuple[str, ...], run: Path, count: int, device: str, stop_at: int | None
+) -> None:
     """What one worker process does."""
     if device == "cpu":
         torch.set_num_threads(1)
@@ -650,7 +654,7 @@ def train(
         _work(0, recipe, stages, run, 1, device, stop_at)
     else:
         (run / "rendezvous").unlink(missing_ok=True)
-        torch.multiprocessing.spawn(_work, (recipe, stages, run, workers, device, stop_at), nprocs=workers)  # type: ignore[no-untyped-call]
+        spawn(_work, (recipe, stages, run, workers, device, stop_at), nprocs=workers)
     if "export" in stages and out is not None:
         step = export(recipe, run, out, judge_out)
         print(f"exported step {step} to {out}", flush=True)
@@ -686,4 +690,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

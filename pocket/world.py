@@ -4,7 +4,7 @@ A scene is a handful of numbers; a clip is a smooth path through them. Because e
 scene alone, the object mask, the optical flow and the occlusion are known analytically and not estimated.
 
 Units: positions live on the square [-1, 1]², x to the right and y down, so a scene renders at any resolution.
-An object point u (object units) appears at ``centre + scale · R(angle) · u``; a ground point g at ``offset + zoom · g``.
+An object's point u appears at ``centre + scale · R(angle) · u``, a ground point g at ``offset + zoom · g``.
 """
 
 import math
@@ -287,7 +287,9 @@ def _displace(source: Scene, target: Scene, size: int) -> tuple[Tensor, Tensor]:
     pixels = _pixel_centres(size, source.centre.device).expand(len(source), size, size, 2)
     u = _to_object(source, pixels)
     is_object = _distance(source, u) < 0
-    landed = torch.where(is_object[..., None], _from_object(target, u), _from_ground(target, _to_ground(source, pixels)))
+    landed = torch.where(
+        is_object[..., None], _from_object(target, u), _from_ground(target, _to_ground(source, pixels))
+    )
     outside = (landed.abs() > 1 - 1 / size).any(dim=-1)
     covered = ~is_object & (_distance(target, _to_object(target, landed)) < 0)
     return (landed - pixels) * (size / 2), outside | covered
