@@ -1,0 +1,41 @@
+"""Model families, one file each; what stages may ask of a loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from ..diffusion.ddim import NoiseLevels
+
+
+class Backbone(Protocol):
+    """A loaded text-to-image diffusion model that batches itself."""
+
+    unet: Any
+    layers: list[str]
+    injected_layers: list[str]
+    levels: NoiseLevels
+
+    def passes(self, frames: int) -> Iterator[slice]:
+        """Consecutive slices that cover `frames` frames, none longer than fits at once."""
+
+    def to_device(self, values: np.ndarray[Any, Any]) -> Tensor:
+        """A numpy array on the model's device, in its own dtype."""
+
+    def encode(self, rgb: np.ndarray[Any, Any]) -> Tensor:
+        """rgb (frame, height, width, channel) uint8 → scaled latents (frame, channel, height, width) float32."""
+
+    def decode(self, latents: Tensor) -> np.ndarray[Any, Any]:
+        """Scaled latents (frame, channel, height, width) → rgb (frame, height, width, channel) uint8."""
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings (prompt, token, channel)."""
+
+    def cut_from(self, prompt: str) -> str:
+        """The end of `prompt` that the tokenizer has no room for."""
+
+    def predict_noise(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+        """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""

@@ -1,0 +1,107 @@
+"""Editing bases, one file each: the file's name is the option's name, its `Spec` the settings, its `Editor` the method.
+
+An editor answers three questions: where the edit starts (`first_step`, `first_latents`), what the UNet is given at a
+step (`conditions`), and what is injected from the source at a step (`injection`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import JsonValue, ValidationError
+from torch import Tensor
+
+from store.errors import InputError
+from store.schemas import Arrays, Frozen
+
+from ..diffusion.ddim import NoiseLevels
+
+
+class EditorChoice(Frozen):
+    """An editor with all its settings written out: part of an edit's identity."""
+
+    name: str
+    version: int
+    settings: dict[str, JsonValue] = {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of the video before the edit.
+
+    latents     latents (timestep, frame, channel, height, width), noisiest first, and clean_latents (frame, …)
+    timesteps   the edit's timesteps, noisiest first
+    text        (branch, token, channel): unconditional then conditional, or conditional alone at guidance 1
+    """
+
+    latents: Arrays
+    timesteps: tuple[int, ...]
+    levels: NoiseLevels
+    text: Tensor
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the UNet is given at a step: text (branch, token, channel), and how the branches are combined."""
+
+    text: Tensor
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What is taken from the source at a step: q and k of the decoder's self-attention, a residual block's feature."""
+
+    attention: bool = False
+    feature: bool = False
+
+
+class Editor(Protocol):
+    """One editing base over one source."""
+
+    first_step: int
+
+    def first_latents(self, frames: Sequence[int]) -> Tensor:
+        """Latents (frame, channel, height, width) float32 on the CPU, at the noise level of `first_step`."""
+
+    def conditions(self, step: int) -> Conditions:
+        """What the UNet is given at `step`."""
+
+    def injection(self, step: int) -> Injection:
+        """What is taken from the source at `step`."""
+
+
+def names() -> list[str]:
+    """The editors there are."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def choose(name: str, settings: dict[str, JsonValue]) -> EditorChoice:
+    """The editor called `name` with `settings` checked and its defaults written out; InputError where that fails."""
+    if name not in names():
+        raise InputError(f"no editor {name!r} in stages/editors; have {', '.join(names())}")
+    module = _module(name)
+    try:
+        spec = module.Spec.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(module.Spec.model_fields)
+        raise InputError(f"editor {name}: {field}: {first['msg']}; its settings are {known}") from None
+    return EditorChoice(name=name, version=module.VERSION, settings=spec.model_dump(mode="json"))
+
+
+def build(choice: EditorChoice, source: Source) -> Editor:
+    """The chosen editor over one source."""
+    module = _module(choice.name)
+    editor: Editor = module.Editor(module.Spec.model_validate(choice.settings), source)
+    return editor
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")

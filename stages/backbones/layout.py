@@ -1,0 +1,146 @@
+"""What a model looks like for one frame size, known from its config files alone: no weights, no memory.
+
+A plan needs to know which layers hold how many tokens before any model is loaded. The UNet is built on torch's meta
+device, one forward pass is traced, and the shapes that pass through its self-attention layers are written down.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from store.errors import InputError
+from store.schemas import Frozen
+
+from ..diffusion.ddim import NoiseSchedule
+
+
+class Layer(Frozen):
+    """A self-attention layer: its module name and the shape of its tokens for one frame."""
+
+    name: str
+    tokens: int
+    channels: int
+
+
+class ModelLayout(Frozen):
+    """Shapes of one model at one frame size, in tokens and latent pixels."""
+
+    multiple: int  # frame width and height must be multiples of this: the autoencoder's factor
+    native_size: int  # pixels: side of the square frames that the model was trained on
+    latent_channels: int
+    latent_height: int
+    latent_width: int
+    layers: tuple[Layer, ...]  # self-attention, in order of execution
+    injected_layers: tuple[str, ...]  # those that PnP injects q and k into
+    feature: tuple[int, int, int] | None  # (channel, height, width) of PnP's injected feature; None: too few blocks
+    schedule: NoiseSchedule
+
+
+class ModelGeometry(Frozen):
+    """The two numbers that choosing a frame size needs."""
+
+    multiple: int
+    native_size: int
+
+
+def geometry(configs: dict[str, dict[str, Any]]) -> ModelGeometry:
+    """The autoencoder's factor, by tracing it, and the native frame side."""
+    import torch
+
+    vae = _on_meta(configs["vae"])
+    probe = 64
+    with torch.no_grad():
+        encoded = vae.encode(torch.zeros(1, int(configs["vae"].get("in_channels", 3)), probe, probe, device="meta"))
+    latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+    multiple = probe // latents.shape[-1]
+    return ModelGeometry(multiple=multiple, native_size=int(configs["unet"].get("sample_size") or 64) * multiple)
+
+
+def layout(configs: dict[str, dict[str, Any]], width: int, height: int) -> ModelLayout:
+    """Trace the model described by `configs` (component → its config) on frames of `width` × `height` pixels."""
+    import torch
+
+    from ..diffusion.attention import INJECTED_FEATURE, injected_attention_layers, self_attention_layers
+
+    shapes = geometry(configs)
+    unet = _on_meta(configs["unet"])
+    modules = dict(unet.named_modules())
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def noting(name: str) -> Any:
+        return lambda module, inputs, output: seen.__setitem__(name, tuple(output.shape))
+
+    names = self_attention_layers(list(modules))
+    for name in [*names, INJECTED_FEATURE]:
+        if name in modules:
+            modules[name].register_forward_hook(noting(name))
+    size = (height // shapes.multiple, width // shapes.multiple)
+    with torch.no_grad():
+        unet(
+            torch.zeros(1, unet.config.in_channels, *size, device="meta"),
+            torch.zeros(1, device="meta"),
+            torch.zeros(1, 8, unet.config.cross_attention_dim, device="meta"),
+        )
+    feature = seen.get(INJECTED_FEATURE)
+    return ModelLayout(
+        multiple=shapes.multiple,
+        native_size=shapes.native_size,
+        latent_channels=unet.config.in_channels,
+        latent_height=size[0],
+        latent_width=size[1],
+        layers=tuple(Layer(name=name, tokens=seen[name][1], channels=seen[name][2]) for name in names),
+        injected_layers=tuple(injected_attention_layers(names)),
+        feature=None if feature is None else (feature[1], feature[2], feature[3]),
+        schedule=noise_schedule(configs["scheduler"]),
+    )
+
+
+def noise_schedule(config: dict[str, Any]) -> NoiseSchedule:
+    """The fields of a scheduler file that DDIM needs; the file may have been written for another scheduler."""
+    known = {name: config[name] for name in NoiseSchedule.model_fields if config.get(name) is not None}
+    try:
+        return NoiseSchedule.model_validate(known)
+    except ValueError as error:
+        first = error.errors()[0]  # type: ignore[attr-defined]
+        raise InputError(
+            f"this model's scheduler has {first['loc'][0]} = {first['input']!r}, which DDIM here does not know; "
+            "use a model trained with linear or scaled-linear noise and epsilon or v-prediction"
+        ) from None
+
+
+def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Config files of the components of a diffusers folder; InputError where one is missing or not JSON."""
+    files = {
+        "unet": "unet/config.json",
+        "vae": "vae/config.json",
+        "scheduler": "scheduler/scheduler_config.json",
+    }
+    configs = {}
+    for component, file in files.items():
+        try:
+            configs[component] = json.loads((folder / file).read_text(encoding="utf-8"))
+        except OSError:
+            raise InputError(
+                f"model folder {folder} has no {file}; give a diffusers folder with unet, vae, text_encoder, tokenizer and scheduler"
+            ) from None
+        except ValueError:
+            raise InputError(f"{folder / file} is not valid JSON; download the model again") from None
+    return configs
+
+
+def _on_meta(config: dict[str, Any]) -> Any:
+    import diffusers
+    import torch
+
+    supported = ("UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny")
+    name = config.get("_class_name")
+    if name not in supported:
+        raise InputError(f"this model has a {name}, which is not supported; have {', '.join(supported)}")
+    component = getattr(diffusers, name)
+    with torch.device("meta"):
+        try:
+            return component.from_config(config).eval()
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise InputError(f"the model's {name} config cannot be built: {error}") from None

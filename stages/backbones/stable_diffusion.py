@@ -1,0 +1,175 @@
+"""Stable Diffusion 1.x-shaped pipelines: weights, text, autoencoder and noise prediction, in passes of a few frames.
+
+Source: Rombach et al., arXiv 2112.10752; loaded by diffusers, never changed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from store.errors import InputError
+
+from ..diffusion.attention import injected_attention_layers, self_attention_layers
+from ..diffusion.ddim import NoiseLevels
+from .layout import noise_schedule
+
+SUPPORTED = ("StableDiffusionPipeline",)
+NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a model runs: never part of a key, never a reason for another picture."""
+
+    device: str = "cpu"
+    frames_per_pass: int = 8
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Half precision on a GPU, float32 on a CPU."""
+        return torch.float32 if self.device == "cpu" else torch.float16
+
+
+@dataclass
+class StableDiffusion:
+    """A loaded model that batches itself: whatever is asked of it is done `frames_per_pass` frames at a time."""
+
+    pipeline: Any
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def __post_init__(self) -> None:
+        self.unet: Any = self.pipeline.unet
+        self.vae: Any = self.pipeline.vae
+        names = [name for name, _ in self.unet.named_modules()]
+        self.layers = self_attention_layers(names)
+        self.injected_layers = injected_attention_layers(self.layers)
+        self.levels = noise_levels(self.pipeline.scheduler.config)
+
+    def passes(self, frames: int) -> Iterator[slice]:
+        """Consecutive slices that cover `frames` frames, none longer than fits at once."""
+        length = self.runtime.frames_per_pass
+        return (slice(first, min(first + length, frames)) for first in range(0, frames, length))
+
+    def to_device(self, values: np.ndarray[Any, Any]) -> Tensor:
+        """A numpy array as a tensor on the model's device, in its own dtype."""
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.runtime.device)
+
+    def encode(self, rgb: np.ndarray[Any, Any]) -> Tensor:
+        """rgb (frame, height, width, channel) uint8 → latents (frame, channel, height, width) float32, scaled."""
+        latents = []
+        for some in self.passes(len(rgb)):
+            pixels = self.to_device(rgb[some]).permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1
+            encoded = self.vae.encode(pixels)
+            mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+            latents.append(mean.float() * self.vae.config.scaling_factor)
+        return torch.cat(latents)
+
+    def decode(self, latents: Tensor) -> np.ndarray[Any, Any]:
+        """Latents (frame, channel, height, width), scaled → rgb (frame, height, width, channel) uint8."""
+        rgb = []
+        for some in self.passes(len(latents)):
+            scaled = latents[some].to(self.runtime.device, self.vae.dtype) / self.vae.config.scaling_factor
+            pixels = self.vae.decode(scaled).sample.float()
+            rgb.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+        return torch.cat(rgb).numpy()
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings (prompt, token, channel); what the tokenizer cannot hold is cut, see `cut_from`."""
+        logger = logging.getLogger("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # the cut is reported by `cut_from`, in our own words
+        try:
+            embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.runtime.device, 1, False)
+        finally:
+            logger.setLevel(level)
+        return embeddings
+
+    def cut_from(self, prompt: str) -> str:
+        """The end of `prompt` that the tokenizer has no room for; empty when all of it fits."""
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids
+        return str(tokenizer.decode(ids[tokenizer.model_max_length - 2 :])).strip()
+
+    def predict_noise(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+        """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""
+        dtype = self.runtime.dtype
+        out: Tensor = self.unet(latents.to(dtype), timestep, encoder_hidden_states=text.to(dtype), return_dict=False)[0]
+        return out.float()
+
+
+def noise_levels(config: Any) -> NoiseLevels:
+    """ᾱ from a scheduler's config, computed by diffusers' own DDIMScheduler in float32."""
+    from diffusers import DDIMScheduler
+
+    schedule = noise_schedule(dict(config))
+    scheduler = DDIMScheduler.from_config(dict(config) | schedule.model_dump(), clip_sample=False, thresholding=False)
+    alphas = scheduler.alphas_cumprod.double()
+    return NoiseLevels(alphas, float(scheduler.final_alpha_cumprod), schedule.prediction_type)
+
+
+def load(model: str, runtime: Runtime) -> StableDiffusion:
+    """Load a diffusers folder, a hub id or a single checkpoint file; InputError, one sentence, where that fails."""
+    from diffusers import StableDiffusionPipeline
+    from safetensors import SafetensorError
+
+    options: dict[str, Any] = {"torch_dtype": runtime.dtype, "use_safetensors": True}
+    single_file = Path(model).is_file()
+    try:
+        if single_file:
+            pipeline = StableDiffusionPipeline.from_single_file(model, torch_dtype=runtime.dtype)
+        else:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                model, **options, safety_checker=None, requires_safety_checker=False
+            )
+    except SafetensorError as error:
+        raise InputError(f"a weight file of model {model} is damaged ({error}); download the model again") from None
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise InputError(f"model {model} cannot be loaded: {reason}") from None
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.eval().requires_grad_(False).to(runtime.device)
+    pipeline.text_encoder.eval().requires_grad_(False).to(runtime.device)
+    # SD 1.5's autoencoder overflows in float16 on bright frames; it is a small share of the time.
+    pipeline.vae.eval().requires_grad_(False).to(runtime.device, torch.float32)
+    return StableDiffusion(pipeline, runtime)
+
+
+def check_folder(folder: Path) -> None:
+    """InputError, one sentence, unless `folder` is a diffusers folder of a supported class with all its components."""
+    index = folder / "model_index.json"
+    try:
+        declared = json.loads(index.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(
+            f"{folder} has no model_index.json; give a diffusers folder, a hub id, a .safetensors file, or 'pocket'"
+        ) from None
+    except ValueError:
+        raise InputError(f"{index} is not valid JSON; download the model again") from None
+    if declared.get("_class_name") not in SUPPORTED:
+        raise InputError(
+            f"model {folder} is a {declared.get('_class_name')}, which is not supported; have {', '.join(SUPPORTED)}"
+        )
+    for component in NEEDED:
+        if not declared.get(component) or not (folder / component).is_dir():
+            raise InputError(f"model folder {folder} has no {component}; give a complete diffusers folder")
+    for component in ("unet", "vae", "text_encoder"):
+        if not list((folder / component).glob("*.safetensors")):
+            raise InputError(
+                f"model folder {folder} has no .safetensors file in {component}; other weight files are not opened"
+            )
+
+
+def identity_files(folder: Path) -> list[Path]:
+    """Files of a diffusers folder that may change a result: weights and configs of the components used."""
+    wanted = {".safetensors", ".json", ".txt"}
+    parts = [path for name in NEEDED for path in sorted((folder / name).rglob("*")) if path.is_file()]
+    return [path for path in parts if path.suffix in wanted]

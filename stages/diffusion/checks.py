@@ -1,0 +1,25 @@
+"""Numbers that stopped being numbers are named at once: which stage, which timestep, which frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from store.errors import InputError
+
+
+class NonFiniteLatents(InputError):
+    """Latents became NaN or infinite: the model cannot be used with these settings."""
+
+
+def finite(latents: Tensor, stage: str, timestep: int | None, frames: Sequence[int]) -> None:
+    """Raise NonFiniteLatents unless all of latents (frame, …) are finite; `frames` are their numbers in the clip."""
+    bad = ~torch.isfinite(latents).flatten(1).all(1)
+    if bad.any():
+        where = "the autoencoder's output" if timestep is None else f"timestep {timestep}"
+        raise NonFiniteLatents(
+            f"{stage}: latents are not finite at {where}, frame {frames[int(bad.nonzero()[0, 0])]}; "
+            "the model's weights or the guidance scale are out of range for these frames"
+        )

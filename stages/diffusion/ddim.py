@@ -1,0 +1,100 @@
+"""DDIM: which timesteps are visited, and the deterministic step between two noise levels.
+
+Source: Song et al., arXiv 2010.02502, eq. 12 with σ = 0; Salimans & Ho, arXiv 2202.00512, for v-prediction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from store.schemas import Frozen
+
+
+class NoiseSchedule(Frozen):
+    """What a model's scheduler file says: everything about its noise but the weights; JSON, so a plan can hold it."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    steps_offset: int = 1
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    set_alpha_to_one: bool = False
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    rescale_betas_zero_snr: bool = False
+
+
+def timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:
+    """The `num_steps` timesteps of sampling, noisiest first, spaced as diffusers' DDIMScheduler spaces them."""
+    trained = schedule.num_train_timesteps
+    if schedule.timestep_spacing == "leading":
+        visited = np.arange(num_steps)[::-1] * (trained // num_steps) + schedule.steps_offset
+    elif schedule.timestep_spacing == "trailing":
+        visited = np.round(trained - np.arange(num_steps) * (trained / num_steps)) - 1
+    else:
+        visited = np.linspace(0, trained - 1, num_steps).round()[::-1]
+    return tuple(int(t) for t in visited)
+
+
+def inversion_timesteps(visited: tuple[int, ...], num_steps: int) -> tuple[int, ...]:
+    """`num_steps` timesteps, cleanest first, that contain every timestep of `visited` (noisiest first).
+
+    The steps beyond `visited` are put in one at a time, each halving the widest gap that is left, so any number from
+    len(visited) up to the noisiest timestep works and equal numbers give exactly `visited`.
+    """
+    chosen = sorted(visited)
+    if num_steps < len(chosen):
+        raise ValueError(f"{num_steps} inversion steps cannot visit all of the edit's {len(chosen)} timesteps")
+    while len(chosen) < num_steps:
+        edges = [-1, *chosen]
+        gap, position = max((upper - lower, -place) for place, (lower, upper) in enumerate(zip(edges, chosen, strict=False)))
+        if gap < 2:
+            raise ValueError(f"there are no {num_steps} different timesteps up to {chosen[-1]}")
+        chosen.insert(-position, (edges[-position] + chosen[-position]) // 2)
+    return tuple(chosen)
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """ᾱ of every timestep, and of the clean end: float64 tensor (timestep,)."""
+
+    alphas_cumprod: Tensor
+    clean: float
+    prediction_type: str
+
+    def at(self, timestep: int | None) -> float:
+        """ᾱ at a timestep (0–999), or at the clean end for None."""
+        return self.clean if timestep is None else float(self.alphas_cumprod[timestep])
+
+    def split(self, latents: Tensor, prediction: Tensor, timestep: int | None) -> tuple[Tensor, Tensor]:
+        """What a prediction made of x_t at the noise level of `timestep` says: (x_0, ε)."""
+        alpha = self.at(timestep)
+        signal, noise = alpha**0.5, (1 - alpha) ** 0.5
+        if self.prediction_type == "v_prediction":
+            return signal * latents - noise * prediction, signal * prediction + noise * latents
+        return (latents - noise * prediction) / signal, prediction
+
+    def step(self, latents: Tensor, prediction: Tensor, start: int | None, stop: int | None) -> Tensor:
+        """One deterministic DDIM step (eq. 12, σ = 0) of `latents` from the noise level of `start` to that of `stop`.
+
+        Towards the clean end this samples, towards noise it inverts. Computed in float32 whatever comes in.
+        """
+        clean, noise = self.split(latents.float(), prediction.float(), start)
+        alpha = self.at(stop)
+        return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+
+
+def noised(levels: NoiseLevels, clean: Tensor, noise: Tensor, timestep: int) -> Tensor:
+    """x_t drawn around x_0: the forward process q(x_t | x_0) with the given noise (DDPM, arXiv 2006.11239, eq. 4)."""
+    alpha = levels.at(timestep)
+    return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+
+
+def guided(uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598, eq. 6, in the form where 1 is no guidance)."""
+    return torch.lerp(uncond.float(), cond.float(), guidance_scale)

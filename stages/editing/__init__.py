@@ -1,0 +1,1 @@
+"""What the two editing stages share: the edit's Spec, and one denoising step in its two halves."""

@@ -1,0 +1,52 @@
+"""Plug-and-Play: start at the inverted latents, take self-attention and one feature from the source for a while.
+
+Source: Tumanyan et al., arXiv 2211.12572, section 4; shares of the steps as in TokenFlow, section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from store.schemas import Frozen
+
+from ..diffusion.chunks import rows
+from . import Conditions, Injection, Source
+
+VERSION = 1
+
+
+class Spec(Frozen):
+    """For which first shares of the steps the source is injected (0: never, 1: always)."""
+
+    attention: float = Field(0.5, ge=0, le=1)  # q and k of the decoder's self-attention
+    feature: float = Field(0.8, ge=0, le=1)  # output of the second residual block of the second up block
+
+
+class Editor:
+    """PnP over one source."""
+
+    first_step = 0
+
+    def __init__(self, spec: Spec, source: Source) -> None:
+        steps = len(source.timesteps)
+        self.source = source
+        self.attention_steps, self.feature_steps = round(spec.attention * steps), round(spec.feature * steps)
+
+    def first_latents(self, frames: Sequence[int]) -> Tensor:
+        """The source's own inverted latents at the noisiest timestep.
+
+        Differs: the reference code noises x_0 anew, which loses what inversion found (test_editors.py).
+        """
+        return torch.from_numpy(rows(self.source.latents["latents"], 0, frames)).float()
+
+    def conditions(self, step: int) -> Conditions:
+        """The same text and guidance at every step."""
+        return Conditions(self.source.text, self.source.guidance_scale)
+
+    def injection(self, step: int) -> Injection:
+        """Attention and feature, each while its share of the steps lasts."""
+        return Injection(attention=step < self.attention_steps, feature=step < self.feature_steps)

@@ -1,0 +1,208 @@
+"""The nearest-neighbour field γ: which token of its keyframes each token of each frame is, from the source alone.
+
+Source: TokenFlow (arXiv 2307.10373), section 4.2, eq. 3. Depends on the keyframe schedule, never on an edit prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
+
+from .backbones.layout import ModelLayout
+from .diffusion import keyframes as schedule
+from .diffusion.attention import nearest_tokens, normalized
+from .diffusion.chunks import blocks_of, frames_per_chunk
+
+VERSION = 1
+TIMESTEPS_PER_PART = 5
+
+
+class Spec(Frozen):
+    """The keyframe schedule and the blend: everything about time that an edit follows."""
+
+    keyframe_interval: int = Field(8, ge=1, le=64)
+    keyframe_offsets: int = Field(2, ge=1, le=64)
+    blend: schedule.Blend = "linear"
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
+    """Per layer index and similarity; the schedule; and the source tokens that PnP takes q and k from.
+
+    The coordinate `support` names every frame that may be drawn as a keyframe.
+    """
+    steps, count = latents.size("timestep"), latents.size("frame")
+    assert steps is not None and count is not None
+    drawn = len(schedule.intervals(count, spec.keyframe_interval))
+    support = schedule.support(count, spec.keyframe_interval, spec.keyframe_offsets)
+    variables = {
+        "keyframes": Variable(
+            dims=("timestep", "keyframe"), shape=(steps, drawn), dtype="int32", chunks=(1, drawn), ge=0, le=count - 1,
+            description="frames drawn as keyframes at each timestep",
+        ),
+        "neighbour": Variable(
+            dims=("timestep", "frame", "side"), shape=(steps, count, 2), dtype="int32", chunks=(1, count, 2),
+            ge=0, le=drawn - 1,
+            description="position among the keyframes of the one at or before, and of the one at or after, each frame",
+        ),
+        "weights": Variable(
+            dims=("timestep", "frame", "side"), shape=(steps, count, 2), dtype="float32", chunks=(1, count, 2),
+            ge=0, le=1, sums_to_one="side", finite=True,
+            description="how much of a frame comes from each of its keyframes",
+        ),
+    }  # fmt: skip
+    for layer in layout.layers:
+        token, chunk = f"token_{layer.tokens}", frames_per_chunk(count, 2 * layer.tokens * 2)
+        if layer.tokens > np.iinfo(np.uint16).max + 1:
+            raise ValueError(f"{layer.name} has {layer.tokens} tokens, more than a uint16 field can name")
+        shared = {
+            "dims": ("timestep", "frame", "side", token),
+            "shape": (steps, count, 2, layer.tokens),
+            "chunks": (1, chunk, 2, layer.tokens),
+            "compress": True,
+        }
+        variables[f"index.{layer.name}"] = Variable.model_validate(
+            shared
+            | {"dtype": "uint16", "le": layer.tokens - 1, "description": "the keyframe's token with the largest cosine"}
+        )
+        variables[f"similarity.{layer.name}"] = Variable.model_validate(
+            shared | {"dtype": "float16", "ge": -1.01, "le": 1.01, "finite": True, "description": "that cosine"}
+        )
+        if layer.name in layout.injected_layers:
+            variables[f"source.{layer.name}"] = Variable(
+                dims=("timestep", "keyframe", token, f"channel_{layer.channels}"),
+                shape=(steps, drawn, layer.tokens, layer.channels),
+                dtype="float16",
+                chunks=(1, frames_per_chunk(drawn, layer.tokens * layer.channels * 2), layer.tokens, layer.channels),
+                description="source tokens at the keyframes: PnP's q and k are projections of them",
+                finite=True,
+            )
+    return Schema(
+        artifact="field",
+        variables=variables,
+        coordinates={"support": tuple(int(frame) for frame in support), **latents.coordinates},
+        attrs={"sides": ["previous keyframe", "next keyframe"]},
+        parts=("timestep", TIMESTEPS_PER_PART),
+    )
+
+
+class Tokens(Protocol):
+    """Where tokens come from: an artifact, or a source pass that is run as they are needed."""
+
+    def read(self, step: int, frames: range) -> Mapping[str, Tensor]:
+        """Layer → tokens (frame, token, channel) float16."""
+
+
+@dataclass
+class StoredTokens:
+    """Tokens read from an artifact of extract_tokens."""
+
+    tokens: Arrays
+    layers: tuple[str, ...]
+    device: str
+
+    def read(self, step: int, frames: range) -> dict[str, Tensor]:
+        """Layer → tokens (frame, token, channel) float16 on the device."""
+        stored = {name: self.tokens[f"tokens.{name}"][step, frames.start : frames.stop] for name in self.layers}
+        return {name: torch.from_numpy(values).to(self.device) for name, values in stored.items()}
+
+
+@torch.inference_mode()
+def run(
+    spec: Spec, part: range, *, tokens: Tokens, frames: int, steps: int, layers: tuple[str, ...],
+    injected_layers: tuple[str, ...],
+) -> Blocks:  # fmt: skip
+    """Match every frame with its keyframes at the steps of `part`, walking over the clip once per step.
+
+    tokens    read in blocks of 16 frames, each once; what is held is bounded by two keyframe intervals
+    yields    keyframes, neighbour, weights, index.<layer>, similarity.<layer>, source.<layer>
+    """
+    drawn = schedule.drawn_keyframes(frames, spec.keyframe_interval, spec.keyframe_offsets, steps, spec.seed)
+    for step in part:
+        keyframes = drawn[step]
+        yield Block("keyframes", (step, 0), keyframes[None])
+        yield Block("neighbour", (step, 0, 0), schedule.neighbours(frames, keyframes)[None])
+        yield Block("weights", (step, 0, 0), schedule.blend_weights(frames, keyframes, spec.blend)[None])
+        matchers = {name: Matcher(frames, [int(k) for k in keyframes], name in injected_layers) for name in layers}
+        for block in blocks_of(frames):
+            for name, values in tokens.read(step, block).items():
+                matchers[name].take(block, values)
+        for name, matcher in matchers.items():
+            index, similarity = matcher.result()
+            yield Block(f"index.{name}", (step, 0, 0, 0), index[None])
+            yield Block(f"similarity.{name}", (step, 0, 0, 0), similarity[None])
+            if matcher.keep_source:
+                yield Block(f"source.{name}", (step, 0, 0, 0), torch.stack(matcher.source)[None].cpu().numpy())
+
+
+class Matcher:
+    """One layer at one step: takes the clip block by block and matches each frame as soon as its keyframes are known."""
+
+    def __init__(self, frames: int, keyframes: list[int], keep_source: bool) -> None:
+        self.keyframes = set(keyframes)
+        self.keep_source = keep_source
+        self.source: list[Tensor] = []  # tokens of the keyframes seen so far, as they came
+        self.held: Tensor | None = None  # unit tokens of the last keyframe seen (1, token, channel)
+        self.waiting: list[tuple[range, Tensor]] = []  # frames since then, until the next keyframe comes
+        self.frames = frames
+        self.index: Tensor | None = None
+
+    def take(self, block: range, values: Tensor) -> None:
+        """Tokens (frame, token, channel) of the next frames in order."""
+        if self.index is None:
+            self.index = values.new_zeros((self.frames, 2, values.shape[1]), dtype=torch.int64)
+            self.similarity = values.new_ones((self.frames, 2, values.shape[1]), dtype=torch.float32)
+        units = normalized(values)
+        start = block.start
+        for keyframe in sorted(self.keyframes.intersection(block)):
+            self._wait(range(start, keyframe), units[start - block.start : keyframe - block.start])
+            self._meet(keyframe, units[keyframe - block.start][None])
+            if self.keep_source:
+                self.source.append(values[keyframe - block.start])
+            start = keyframe + 1
+        self._wait(range(start, block.stop), units[start - block.start :])
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """index uint16 and similarity float16 (frame, side, token); frames after the last keyframe have only that one."""
+        assert self.index is not None
+        for frames, _ in self.waiting:
+            self._copy(frames, from_side=0)
+        self.waiting.clear()
+        return self.index.cpu().numpy().astype(np.uint16), self.similarity.half().cpu().numpy()
+
+    def _wait(self, frames: range, units: Tensor) -> None:
+        if len(frames):
+            if self.held is not None:
+                self._match(frames, units, self.held, side=0)
+            self.waiting.append((frames, units))
+
+    def _meet(self, keyframe: int, unit: Tensor) -> None:
+        first = self.held is None
+        for frames, units in self.waiting:
+            self._match(frames, units, unit, side=1)
+            if first:
+                self._copy(frames, from_side=1)
+        self.waiting.clear()
+        self.held = unit
+        assert self.index is not None
+        # A keyframe's tokens are their own nearest tokens (cosine 1): nothing to compute, and no tie to lose.
+        self.index[keyframe] = torch.arange(unit.shape[1], device=unit.device)
+
+    def _match(self, frames: range, units: Tensor, keys: Tensor, side: int) -> None:
+        assert self.index is not None
+        index, similarity = nearest_tokens(units, keys)
+        self.index[frames.start : frames.stop, side] = index
+        self.similarity[frames.start : frames.stop, side] = similarity
+
+    def _copy(self, frames: range, from_side: int) -> None:
+        assert self.index is not None
+        for values in (self.index, self.similarity):
+            values[frames.start : frames.stop, 1 - from_side] = values[frames.start : frames.stop, from_side]

@@ -1,0 +1,80 @@
+"""Small real diffusers models with random weights: SD 1.x's structure, another size than the pocket model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def make_unet(**changes: Any) -> Any:
+    """UNet2DConditionModel with four levels, cross-attention on three, and depth-dependent widths."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "block_out_channels": (16, 32, 32, 32),
+            "layers_per_block": 2,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 24,
+            "norm_num_groups": 8,
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        }
+        | changes
+    ).eval()
+
+
+def make_pipeline(seed: int = 0, vae: str = "kl", **unet: Any) -> Any:
+    """A StableDiffusionPipeline with random weights: 8× AutoencoderKL or 4× AutoencoderTiny, and a byte tokenizer."""
+    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    if vae == "kl":
+        autoencoder = AutoencoderKL(
+            block_out_channels=(8, 8, 8, 16), norm_num_groups=4, latent_channels=4, layers_per_block=1,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+    else:
+        autoencoder = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+            num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),
+        )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder.eval(), text_encoder=CLIPTextModel(text).eval(), tokenizer=tokenizer, unet=make_unet(**unet),
+        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_tokenizer() -> Any:
+    """A valid CLIPTokenizer whose words are bytes, 16 tokens long."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={word: place for place, word in enumerate(words)}, merges=[], model_max_length=16,
+        bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>", pad_token="<|endoftext|>",
+    )  # fmt: skip
+
+
+def save_model(folder: Path, **options: Any) -> Path:
+    """Write a random pipeline to `folder` as diffusers does; returns the folder."""
+    make_pipeline(**options).save_pretrained(folder, safe_serialization=True)
+    return folder
