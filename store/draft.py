@@ -59,7 +59,7 @@ class Draft:
     """An artifact being written; comes from `Store.draft`, which commits it on a clean exit.
 
     attrs, note   found while computing: set them inside the `with`; attrs become the group's (JSON only)
-    provenance    what computed it: versions are filled in, `draft.provenance.update(device=…)`
+    provenance    what computes it, beside the versions that are recorded anyway: `draft.provenance.update(device=…)`
     found         the artifact, where another process (or an earlier run) had committed it: nothing is missing then
     artifact      the artifact, after the `with`
     """
@@ -69,7 +69,7 @@ class Draft:
         self.schema = schema
         self.attrs: dict[str, JsonValue] = {}
         self.note: JsonValue = None
-        self.provenance: dict[str, JsonValue] = dict(software())
+        self.provenance: dict[str, JsonValue] = {}
         self.found: Artifact | None = None
         self._artifact: Artifact | None = None
         self._layout = layout
@@ -354,7 +354,7 @@ class Draft:
             attrs=attrs,
             seconds=round(self.seconds, 3),
             created=now(),
-            provenance=self.provenance,
+            provenance={**software(), **self.provenance},
             note=self.note,
         )
 

@@ -43,7 +43,8 @@ def _sum_off(variable: Variable, dim: str, values: Values, start: tuple[int, ...
     if values.shape[axis] != variable.shape[axis]:
         return f"must sum to one over {dim}, so a block must hold all {variable.shape[axis]} of them"
     sums = values.sum(axis=axis, keepdims=True, dtype=np.float64)
-    off = ~(np.abs(sums - 1) <= 4 * np.finfo(values.dtype).eps)
+    rounding = np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0
+    off = ~(np.abs(sums - 1) <= 4 * rounding)
     return f"must sum to one over {dim}, but {_first(variable, off, sums, start, dim)}" if off.any() else None
 
 

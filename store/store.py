@@ -1,6 +1,6 @@
 """The store: finds what was made, holds work in progress, commits it whole or not at all, and explains a miss.
 
-Cheap to import and to open: Zarr, xarray and pandera are loaded when an artifact is written or read.
+Cheap to import and to open: Zarr, xarray, pandera and filelock are loaded when an artifact is written or read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from pydantic import JsonValue
 
 from store import hashing
@@ -234,6 +233,8 @@ class Store:
     @contextmanager
     def _alone(self, key: ArtifactKey) -> Iterator[None]:
         """Hold the lock of `key`; its file stays, since removing it would let two holders in."""
+        from filelock import FileLock, Timeout
+
         folder = self.layout.draft(key.stage, key.hex)
         with writing(self.root, str(key)):
             folder.parent.mkdir(parents=True, exist_ok=True)
