@@ -16,7 +16,7 @@ from store.schemas import Schema
 if TYPE_CHECKING:
     import xarray
 
-_checked: set[Path] = set()  # objects are immutable: one check per process
+_checked: set[tuple[Path, str]] = set()  # (object, key); objects are immutable: one check per process
 
 
 class Artifact(Mapping[str, Any]):
@@ -91,13 +91,13 @@ class Artifact(Mapping[str, Any]):
         return open_group(self.path)
 
     def _check(self) -> None:
-        if self.path in _checked:
+        if (self.path, self.key) in _checked:
             return
         from store.pandera_schemas import check_dataset
 
         with self._open() as dataset:
             check_dataset(dataset, self.schema, f"{self.stage}/{self.key[:12]}")
-        _checked.add(self.path)
+        _checked.add((self.path, self.key))
 
     def _open(self) -> xarray.Dataset:
         import xarray

@@ -71,11 +71,12 @@ class Draft:
         self.note: JsonValue = None
         self.provenance: dict[str, JsonValue] = {}
         self.found: Artifact | None = None
-        self._artifact: Artifact | None = None
+        self._committed: Artifact | None = None
         self._layout = layout
         self._folder = layout.draft(key.stage, key.hex)
         self._group = self._folder / "group"
         self._parts = schema.divided()
+        self._needed = schema.nbytes()
         self._done: dict[int, Marker] = {}
         self._owner: dict[str, int] = {}  # chunk file → the part that wrote it
         self._arrays: dict[str, Any] = {}
@@ -84,9 +85,10 @@ class Draft:
 
     @property
     def artifact(self) -> Artifact:
-        """The committed artifact."""
-        assert self._artifact is not None, f"{self.key} is not committed yet"
-        return self._artifact
+        """The committed artifact: the one that was found, or the one that was just written."""
+        artifact = self.found or self._committed
+        assert artifact is not None, f"{self.key} is not committed yet"
+        return artifact
 
     @property
     def seconds(self) -> float:
@@ -148,7 +150,7 @@ class Draft:
         record = Record.model_validate_json(pending.read_bytes())
         return None if fault(self._layout, record) else self._publish(record)
 
-    def commit(self) -> Artifact:
+    def commit(self) -> None:
         """Check the whole, name it by its bytes, move it to the objects, and write the record last.
 
         raises    SchemaError when a part was never written (the finished ones stay), or when the whole breaks the
@@ -171,7 +173,7 @@ class Draft:
             record = self._record(actual, attrs)
             write_whole(self._folder / "record.json", record.to_json(), durable=True)
             self._move(record)
-            return self._publish(record)
+            self._committed = self._publish(record)
 
     def drop(self) -> None:
         """Remove everything that was written; all parts are missing again."""
@@ -184,7 +186,7 @@ class Draft:
         return f"{self.schema.artifact} {self.key}"
 
     def _writing(self) -> Any:
-        return writing(self._layout.root, self._name, self.schema.nbytes(), self.drop)
+        return writing(self._layout.root, self._name, self._needed, self.drop)
 
     def _error(self, variable: str, rule: str) -> SchemaError:
         return SchemaError(f"{self._name}: {variable} {rule}")
@@ -376,8 +378,7 @@ class Draft:
         path.parent.mkdir(parents=True, exist_ok=True)
         (self._folder / "record.json").replace(path)
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._artifact = Artifact(self._layout.object(record.digest), record)
-        return self._artifact
+        return Artifact(self._layout.object(record.digest), record)
 
 
 def _plain_json(attrs: dict[str, JsonValue], where: str) -> dict[str, JsonValue]:

@@ -79,11 +79,10 @@ class Store:
         draft = Draft(self.layout, key, schema)
         draft.found = self.find(key)
         if draft.found:
-            draft._artifact = draft.found
             yield draft
             return
         with self._alone(key):
-            draft.found = draft._artifact = self.find(key) or draft.finish_interrupted_commit()
+            draft.found = self.find(key) or draft.finish_interrupted_commit()
             if draft.found:
                 yield draft
                 return

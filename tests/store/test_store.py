@@ -120,6 +120,10 @@ def test_a_later_part_reads_the_earlier_ones(store: Store) -> None:
             before = draft.read("x")[part.start - 1] if part.start else np.float32(1)
             draft.write(part, iter([Block("x", (part.start,), np.array([before * 2], np.float32))]))
     assert draft.artifact["x"][:].tolist() == [2, 4, 8, 16]
+    with store.draft(demo_key(), schema) as again:
+        assert again.missing() == []
+        assert again.read("x")[3] == 16
+    assert again.found == again.artifact == draft.artifact
 
 
 def test_parts_may_be_written_by_threads(store: Store) -> None:
@@ -199,6 +203,30 @@ def test_a_flipped_byte_is_named_by_verify_and_never_read_as_data(store: Store, 
     assert store.verify(artifact.record) == [f"{name}/c/0/0"]
     with pytest.raises(SchemaError, match=f"demo demo_stage/.*{name}: Stored and computed checksum do not match"):
         store.find(demo_key())[name][:]  # type: ignore[index]
+
+
+def test_unreadable_metadata_is_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = make_demo(store)
+    monkeypatch.setattr(artifact_module, "_checked", set())
+    metadata = artifact.path / "zarr.json"
+    metadata.write_bytes(b" " * metadata.stat().st_size)
+    found = store.find(demo_key())
+    assert found is not None
+    with pytest.raises(StoreError, match=r"is damaged: .* cannot be opened .*; delete that folder"):
+        found["rgb"]
+
+
+def test_equal_bytes_are_checked_under_every_schema(store: Store) -> None:
+    artifact = make_demo(store)
+    most = int(artifact["count"][:].max())
+    count = demo_schema().variables["count"].model_copy(update={"le": most - 1})
+    stricter = demo_schema().model_copy(update={"variables": {**demo_schema().variables, "count": count}})
+    with pytest.raises(SchemaError, match="count must be at most"):
+        make_demo(store, demo_key(steps=51), stricter)
+    other = make_demo(store, demo_key(steps=52))
+    promised = other.schema.model_copy(update={"variables": stricter.variables})
+    with pytest.raises(SchemaError, match="count: must be at most"):
+        Artifact(other.path, other.record.model_copy(update={"promised": promised})).dataset()
 
 
 def test_an_object_that_is_gone_was_collected_and_its_record_stays(store: Store) -> None:
