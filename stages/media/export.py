@@ -105,7 +105,7 @@ def write_video(
     notes: list[str] = []
     with ExitStack() as stack:
         container = stack.enter_context(_whole_or_not_at_all(path))
-        stream = _picture_stream(container, width, height, rate, clock)
+        stream = _picture_stream(container, width, height, rate, clock, variable)
         if stream.pix_fmt != "yuv420p":
             notes.append(f"the odd size {width}×{height} is kept in {stream.pix_fmt}, which some players cannot show")
         sound: Iterator[Packet[Any]] | None = None
@@ -144,9 +144,11 @@ def _timing(
 
 
 def _picture_stream(
-    container: OutputContainer, width: int, height: int, rate: Fraction, clock: Fraction
+    container: OutputContainer, width: int, height: int, rate: Fraction, clock: Fraction, variable: bool
 ) -> VideoStream:
-    stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF)})
+    # Containers store the time between packets: only without reordering is that the time each frame is shown.
+    order = {"bf": "0"} if variable else {}
+    stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF), **order})
     stream.width, stream.height = width, height
     stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
     stream.time_base = stream.codec_context.time_base = clock
@@ -214,7 +216,9 @@ def _sound(
         target = container.add_stream_from_template(audio)
         return _copied(opened, audio, target, begin, end, source, before_zero=suffix != ".mkv")
     notes.append(f"the source's sound is encoded anew as AAC, since {suffix} does not hold {codec}")
-    anew = container.add_stream("aac", rate=audio.codec_context.sample_rate, layout=audio.codec_context.layout.name)
+    layout = audio.codec_context.layout
+    named = layout.name if "channels" not in layout.name else "mono" if layout.nb_channels == 1 else "stereo"
+    anew = container.add_stream("aac", rate=audio.codec_context.sample_rate, layout=named)
     return _encoded_anew(opened, audio, anew, begin, end, source)
 
 
@@ -257,18 +261,22 @@ def _encoded_anew(
     layout = target.codec_context.layout.name
     resampler = AudioResampler(format="fltp", layout=layout, rate=rate)
     last = inf if end == inf else round((end - begin) * rate)
+    position: int | None = None
     with _reading(source):
         for decoded in chain(opened.decode(audio), (None,)):
             for frame in resampler.resample(decoded):
                 assert frame.time is not None, "FFmpeg gives every piece of sound a time"
+                told = round((frame.time - begin) * rate)
+                # Sound is continuous; a container's clock may be coarse (1 ms), so only a real gap moves it.
+                if position is None or abs(told - position) > rate // 50:
+                    position = told
                 samples = frame.to_ndarray().astype(np.float32, copy=False)
-                first = round((frame.time - begin) * rate)
-                cut = samples[:, max(0, -first) : int(min(samples.shape[1], max(0, last - first)))]
-                if not cut.size:
-                    continue
-                piece = AudioFrame.from_ndarray(np.ascontiguousarray(cut), format="fltp", layout=layout)
-                piece.sample_rate, piece.time_base, piece.pts = rate, Fraction(1, rate), max(0, first)
-                yield from target.encode(piece)
+                cut = samples[:, max(0, -position) : int(min(samples.shape[1], max(0, last - position)))]
+                if cut.size:
+                    piece = AudioFrame.from_ndarray(np.ascontiguousarray(cut), format="fltp", layout=layout)
+                    piece.sample_rate, piece.time_base, piece.pts = rate, Fraction(1, rate), max(0, position)
+                    yield from target.encode(piece)
+                position += samples.shape[1]
         yield from target.encode(None)
 
 
@@ -283,7 +291,7 @@ def _whole_or_not_at_all(path: Path) -> Iterator[OutputContainer]:
     part = _beside(path)
     try:
         with _writing(path):
-            container = av.open(f"file:{part.resolve()}", "w", container_options={"movflags": "+faststart"})
+            container = av.open(f"file:{part.absolute()}", "w", container_options={"movflags": "+faststart"})
         try:
             yield container
         finally:

@@ -47,7 +47,7 @@ def save_png(sheet: Image.Image, path: Path) -> None:
     """Write a picture under `path`, whole or not at all; InputError if that cannot be done."""
     part = path.with_name(f".{uuid4().hex}.part.png")
     try:
-        sheet.save(part, format="PNG", optimize=True)
+        sheet.save(part, format="PNG")
         part.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}); choose another folder") from error

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +191,7 @@ def read_pictures(clip: Clip, stop: int | None = None) -> Iterator[Picture]:
     info, index, previous = clip.info, 0, None
     reformatter = VideoReformatter()
     wanted = info.declared_frames if stop is None else stop
-    for frame in _decoded(clip):
-        if index == stop:
-            return
+    for frame in islice(_decoded(clip), stop):
         if (frame.width, frame.height) != (info.coded_width, info.coded_height):
             raise InputError(
                 f"frame {index} of {clip.path} is {frame.width}×{frame.height} where those before are "
@@ -251,7 +250,7 @@ def parse_frames(text: str, count: int) -> tuple[int, int, int]:
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a local video file and its first real picture stream; FFmpeg's errors come out as InputError."""
     head = _checked_file(path)
-    options = {"protocol_whitelist": "file", "format_whitelist": _allowed_formats()}
+    options = {"protocol_whitelist": "file", "format_whitelist": _allowed_formats(), "max_pixels": str(LARGEST_AREA)}
     try:
         with av.open(f"file:{path.resolve()}", "r", options=options, metadata_errors="replace") as container:
             yield container, _picture_stream(path, container)
@@ -306,7 +305,7 @@ def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
     if stream.codec_context is None:
         raise InputError(f"{path} has pictures in a codec that this FFmpeg cannot decode; convert it to H.264 first")
     # A damaged frame raises instead of being patched up from its neighbours and passed on as if it were the source.
-    stream.codec_context.options = {"err_detect": "explode"}
+    stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(LARGEST_AREA)}
     stream.thread_type = "AUTO"
     return stream
 
@@ -314,7 +313,9 @@ def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
 def _checked_size(path: Path, stream: VideoStream) -> tuple[int, int]:
     width, height = stream.codec_context.width, stream.codec_context.height
     if width < 1 or height < 1:
-        raise InputError(f"{path} declares no picture size this FFmpeg can read; convert it to mp4")
+        raise InputError(
+            f"{path} declares no picture size, or more than {LARGEST_AREA // 2**20} megapixels; scale it down first"
+        )
     if max(width, height) > LARGEST_SIDE or width * height > LARGEST_AREA:
         raise InputError(
             f"{path} declares frames of {width}×{height}, above the largest taken ({LARGEST_SIDE} a side, "
