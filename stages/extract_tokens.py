@@ -97,18 +97,21 @@ class SourcePass:
         return {name: torch.cat([piece[name] for piece in pieces]) for name in backbone.layers}
 
 
-def run(spec: Spec, part: range, *, latents: Arrays, timesteps: tuple[int, ...], backbone: Backbone) -> Blocks:
+def run(
+    spec: Spec, part: range, *, latents: Arrays, timesteps: tuple[int, ...], backbone: Backbone, keep_tokens: bool = True
+) -> Blocks:  # fmt: skip
     """The source pass over all frames at the steps of `part`.
 
-    latents     latents (timestep, frame, channel, height, width)
-    yields      tokens.<layer> (timestep, frame, token, channel) and feature (timestep, frame, c, h, w), float16
+    latents       latents (timestep, frame, channel, height, width)
+    keep_tokens   whether tokens are wanted; the feature always is
+    yields        tokens.<layer> (timestep, frame, token, channel) and feature (timestep, frame, c, h, w), float16
     """
     features: list[Block] = []
     source = SourcePass(spec, latents, timesteps, backbone, features.append)
     for step in part:
         for frames in blocks_of(latents["latents"].shape[1]):
             tokens = source.read(step, frames)
-            for name, values in tokens.items():
+            for name, values in tokens.items() if keep_tokens else ():
                 yield Block(f"tokens.{name}", (step, frames.start, 0, 0), values[None].cpu().numpy())
             yield from features
             features.clear()

@@ -6,13 +6,11 @@ for the blend weights.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Blend = Literal["linear", "sigmoid"]
+from .blend import Blend
 
 
 def intervals(frames: int, interval: int) -> list[range]:

@@ -1,0 +1,48 @@
+"""Edit keyframes → propagate and decode, once per prompt, over one prepared video."""
+
+from __future__ import annotations
+
+from stages import edit_keyframes, propagate_tokens
+from store.artifact import Artifact
+from store.schemas import Blocks
+
+from .plan import Node
+from .prepare import Prepared, prepare
+from .tasks import Session, Step
+
+
+def edit(session: Session) -> list[Artifact]:
+    """The edited clips, one per prompt, and the source's frames beside them: everything a run was asked for."""
+    prepared = prepare(session)
+    edits = [edit_one(session, prepared, *nodes) for nodes in session.plan.edits]
+    prepared.frames()
+    return [propagated() for _, propagated in edits]
+
+
+def preview(session: Session) -> list[Artifact]:
+    """The edited keyframes alone, one artifact per prompt: to look at before the video is paid for."""
+    prepared = prepare(session)
+    edits = [edit_one(session, prepared, *nodes) for nodes in session.plan.edits]
+    prepared.frames()
+    return [keyframes() for keyframes, _ in edits]
+
+
+def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_node: Node) -> tuple[Step, Step]:
+    """The two stages that see one prompt: its keyframes, and the whole clip."""
+    plan = session.plan
+    source = {"latents": prepared.latents, "tokens": prepared.tokens, "field": prepared.field}
+
+    def keyframes(part: range, latents: Artifact, tokens: Artifact, field: Artifact) -> Blocks:
+        return edit_keyframes.run(
+            keyframe_node.spec, part, latents=latents, tokens=tokens, field=field, timesteps=plan.timesteps,
+            backbone=session.backbone,
+        )  # fmt: skip
+
+    def propagate(part: range, keyframe_edit: Artifact, latents: Artifact, tokens: Artifact, field: Artifact) -> Blocks:
+        return propagate_tokens.run(
+            edit_node.spec, part, edit=keyframe_node.spec, keyframe_edit=keyframe_edit, latents=latents, tokens=tokens,
+            field=field, timesteps=plan.timesteps, backbone=session.backbone,
+        )  # fmt: skip
+
+    keyframe_edit = session.stage(keyframe_node, keyframes, **source)
+    return keyframe_edit, session.stage(edit_node, propagate, keyframe_edit=keyframe_edit, **source)

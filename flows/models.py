@@ -1,0 +1,92 @@
+"""From what a user calls a model to its files: an identity by bytes, and its layout without its weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from store.errors import InputError
+from store.store import Store
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that is there: what to load (folder or hub id), where its files lie, and the hash of their bytes."""
+
+    name: str
+    load_from: str
+    folder: Path
+    key: str
+
+
+def find_model(name: str, store: Store) -> ModelFiles:
+    """The model called `name`: 'pocket', a diffusers folder, a single checkpoint file, or a hub id."""
+    from stages.backbones.stable_diffusion import check_folder, identity_files
+
+    if name == "pocket":
+        from pocket import model_folder
+
+        folder, load_from = model_folder(), str(model_folder())
+    elif Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        load_from = str(folder)
+    elif Path(name).expanduser().is_file():
+        folder = _unpacked(Path(name).expanduser(), store)
+        load_from = str(folder)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
+        folder, load_from = _downloaded(name), name
+    else:
+        raise InputError(
+            f"no model {name!r}: it is no folder, no file and no hub id; give one of these (org/name), or 'pocket'"
+        )
+    check_folder(folder)
+    return ModelFiles(name, load_from, folder, f"blake3:{store.folder_hash(folder, identity_files(folder))}")
+
+
+def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
+    """The model's ModelLayout for frames of this size, traced once per model and size and remembered in the store."""
+    from stages.backbones.layout import ModelLayout, layout, read_configs
+
+    traced = store.remembered(
+        f"layout {model.key} {width}x{height}",
+        lambda: layout(read_configs(model.folder), width, height).model_dump(mode="json"),
+    )
+    return ModelLayout.model_validate(traced)
+
+
+def geometry_of(model: ModelFiles, store: Store) -> Any:
+    """The model's ModelGeometry, likewise."""
+    from stages.backbones.layout import ModelGeometry, geometry, read_configs
+
+    traced = store.remembered(
+        f"geometry {model.key}", lambda: geometry(read_configs(model.folder)).model_dump(mode="json")
+    )
+    return ModelGeometry.model_validate(traced)
+
+
+def _downloaded(name: str) -> Path:
+    """The folder in which diffusers keeps the files of a hub id, downloaded where they are not there yet."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(name, use_safetensors=True))
+    except Exception as error:  # the hub's client raises a dozen unrelated classes, all meaning: not to be had
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model {name!r} is no folder or file here, and as a hub id it cannot be downloaded: {reason}"
+        ) from None
+
+
+def _unpacked(file: Path, store: Store) -> Path:
+    """A single checkpoint file as a diffusers folder, made once and kept in the store under the file's hash."""
+    if file.suffix != ".safetensors":
+        raise InputError(f"model file {file} is no .safetensors file; other weight files are not opened")
+    folder = store.root / "models" / store.file_hash(file)
+    if not (folder / "model_index.json").is_file():
+        from stages.backbones.stable_diffusion import unpack_single_file
+
+        unpack_single_file(file, folder)
+    return folder
+

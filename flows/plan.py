@@ -1,0 +1,264 @@
+"""Every key of a run, known before anything runs: what is there, what would be computed, and why.
+
+Keys depend on the configuration and on the bytes of the video and the model, never on a result, so a plan needs no
+model in memory. Shapes do depend on the decoded clip: until it is there, its frame count is the container's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stages import decode_frames, edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
+from stages.backbones.layout import ModelLayout
+from stages.diffusion.ddim import inversion_timesteps, timesteps
+from stages.media.video import VideoInfo, choose_size, parse_frames, probe
+from store.artifact import Artifact
+from store.errors import InputError
+from store.keys import ArtifactKey
+from store.schemas import Frozen, Schema, Variable
+from store.store import Store
+
+from .config import EditConfig, RuntimeConfig
+from .models import ModelFiles, find_model, geometry_of, layout_of
+
+STAGES: Mapping[str, Any] = {
+    "decode_frames": decode_frames,
+    "invert_frames": invert_frames,
+    "extract_tokens": extract_tokens,
+    "match_tokens": match_tokens,
+    "edit_keyframes": edit_keyframes,
+    "propagate_tokens": propagate_tokens,
+}
+PREPARE = tuple(STAGES)[:4]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact of the plan: its key, the Spec behind it, and for the last two stages the prompt it serves."""
+
+    stage: str
+    spec: Any
+    key: ArtifactKey
+    prompt: str | None = None
+
+
+class Plan:
+    """The six stages of one run, the last two once per prompt."""
+
+    def __init__(self, config: EditConfig, runtime: RuntimeConfig, store: Store) -> None:
+        self.config, self.runtime, self.store = config, runtime, store
+        self.notes: list[str] = []
+        self.video: VideoInfo = probe(config.video)
+        self.model: ModelFiles = find_model(config.model, store)
+        geometry = geometry_of(self.model, store)
+        size = choose_size(self.video, geometry.multiple, config.size)
+        self.notes += [*self.video.notes, *([size.sentence] if size.sentence else [])]
+        native = geometry.native_size
+        if size.width * size.height > 2 * native * native:
+            self.notes.append(
+                f"the model was trained on {native}×{native} frames, and {size.width}×{size.height} is "
+                f"{size.width * size.height / native**2:.1f} times that area: slower, and the edit may suffer; "
+                "choose a smaller --size"
+            )
+        self.layout: ModelLayout = layout_of(self.model, size.width, size.height, store)
+        self.timesteps = timesteps(self.layout.schedule, config.steps)
+        self._check_steps()
+        start, stop, step = parse_frames(config.frames, self.video.frames) if config.frames else (0, None, 1)
+        self.expected_frames = len(range(start, self.video.frames if stop is None else stop, step))
+        video_key = f"blake3:{store.file_hash(config.video)}"
+        self.decode = self._node(
+            "decode_frames",
+            decode_frames.Spec(start=start, stop=stop, step=step, width=size.width, height=size.height),
+            {"video": video_key},
+        )
+        self.invert = self._node(
+            "invert_frames",
+            invert_frames.Spec(
+                prompt=config.source_prompt,
+                num_steps=config.steps,
+                num_inversion_steps=config.inversion_steps or config.steps,
+            ),
+            {"frames": self.decode.key.hex, "model": self.model.key},
+        )
+        self.extract = self._node(
+            "extract_tokens",
+            extract_tokens.Spec(prompt=config.source_prompt),
+            {"latents": self.invert.key.hex, "model": self.model.key},
+        )
+        self.match = self._node(
+            "match_tokens",
+            match_tokens.Spec(
+                keyframe_interval=config.keyframe_interval,
+                keyframe_offsets=min(config.keyframe_offsets, config.keyframe_interval),
+                blend=config.blend,
+                seed=config.seed,
+            ),
+            {"tokens": self.extract.key.hex},
+        )
+        editor = editors.choose(config.editor, self._editor_settings())
+        self.edits = [self._edit(prompt, editor) for prompt in dict.fromkeys(config.prompts)]
+        self.video_key = video_key
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All artifacts, in DAG order."""
+        return [self.decode, self.invert, self.extract, self.match, *(node for pair in self.edits for node in pair)]
+
+    @cached_property
+    def keys(self) -> dict[str, ArtifactKey]:
+        """Key in hex → key."""
+        return {node.key.hex: node.key for node in self.nodes}
+
+    def find(self, node: Node) -> Artifact | None:
+        """The committed artifact of a node."""
+        return self.store.find(node.key)
+
+    def schema(self, node: Node) -> Schema:
+        """What the node's artifact holds, or will hold: sizes are the decoded clip's where it is there."""
+        if node.stage == "decode_frames":
+            return decode_frames.outputs(node.spec, video=self.video)
+        frames, latents = self._frames, self._latents
+        if node.stage == "invert_frames":
+            return latents
+        if node.stage == "extract_tokens":
+            return extract_tokens.outputs(node.spec, latents=latents, layout=self.layout, keep_tokens=self.keeps_tokens)
+        field = match_tokens.outputs(self.match.spec, latents=latents, layout=self.layout)
+        if node.stage == "match_tokens":
+            return field
+        if node.stage == "edit_keyframes":
+            return edit_keyframes.outputs(node.spec, field=field, layout=self.layout)
+        return propagate_tokens.outputs(node.spec, frames=frames, layout=self.layout)
+
+    def needed_bytes(self, node: Node) -> int:
+        """Bytes the node will write, before compression; 0 where its artifact is there."""
+        return 0 if self.find(node) else self.schema(node).nbytes(self.frames)
+
+    @property
+    def frames(self) -> int:
+        """Frames of the clip: as decoded, or what the container says."""
+        size = self._frames.size("frame")
+        assert size is not None
+        return size
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether all tokens are kept, or fit the token budget; otherwise extraction and matching run fused."""
+        found = self.find(self.extract)
+        if found:
+            return bool(found.attrs["tokens_kept"])
+        kept = extract_tokens.outputs(self.extract.spec, latents=self._latents, layout=self.layout, keep_tokens=True)
+        return kept.nbytes() <= self.runtime.token_budget
+
+    @property
+    def device(self) -> str:
+        """Where models run: "cuda" or "cpu"."""
+        if self.runtime.device != "auto":
+            return self.runtime.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a record should say about how it was computed, beside versions."""
+        return {"device": self.device, "frames_per_pass": self.runtime.frames_per_pass, "model": self.model.name}
+
+    def units(self, node: Node) -> int:
+        """Units of work of a node, for progress: UNet passes of one frame and branch, or blocks."""
+        frames, steps = self.frames, len(self.timesteps)
+        if node.stage == "decode_frames":
+            return -(-frames // decode_frames.frames_per_block(node.spec)) + 2
+        if node.stage == "invert_frames":
+            return frames * int(node.spec.num_inversion_steps)
+        if node.stage == "extract_tokens":
+            return frames * steps
+        if node.stage == "match_tokens":
+            return steps * (len(self.schema(node).variables)) if self.keeps_tokens else frames * steps
+        keyframes = self.schema(self.match).size("keyframe") or 0
+        support = len(self.schema(self.match).coordinates["support"])
+        spec = next(pair[0].spec for pair in self.edits if node in pair)
+        branches = 1 if spec.guidance_scale == 1 else 2
+        if node.stage == "edit_keyframes":
+            return branches * steps * support
+        return branches * steps * (keyframes + frames - support) if frames > support else 0
+
+    @property
+    def _frames(self) -> Schema:
+        found = self.find(self.decode)
+        if found:
+            return found.schema
+        promised = decode_frames.outputs(self.decode.spec, video=self.video)
+        return promised.model_copy(
+            update={"variables": {n: _sized(v, self.expected_frames) for n, v in promised.variables.items()}}
+        )
+
+    @property
+    def _latents(self) -> Schema:
+        return invert_frames.outputs(self.invert.spec, frames=self._frames, layout=self.layout)
+
+    def _edit(self, prompt: str, editor: editors.EditorChoice) -> tuple[Node, Node]:
+        config = self.config
+        keyframes = self._node(
+            "edit_keyframes",
+            edit_keyframes.Spec(
+                prompt=prompt,
+                negative_prompt=config.negative_prompt,
+                guidance_scale=config.guidance_scale,
+                editor=editor,
+                attended_keyframes=config.attended_keyframes,
+            ),
+            {
+                "latents": self.invert.key.hex,
+                "tokens": self.extract.key.hex,
+                "field": self.match.key.hex,
+                "model": self.model.key,
+            },
+            prompt,
+        )
+        return keyframes, self._node(
+            "propagate_tokens", propagate_tokens.Spec(), {"keyframe_edit": keyframes.key.hex}, prompt
+        )
+
+    def _node(self, stage: str, spec: Frozen, inputs: dict[str, str], prompt: str | None = None) -> Node:
+        return Node(stage, spec, ArtifactKey.of(stage, STAGES[stage].VERSION, spec, inputs), prompt)
+
+    def _editor_settings(self) -> dict[str, Any]:
+        settings = dict(self.config.editor_settings)
+        if self.config.editor == "sdedit":
+            settings.setdefault("seed", self.config.seed)
+        return settings
+
+    def _check_steps(self) -> None:
+        config, trained = self.config, self.layout.schedule.num_train_timesteps
+        if config.steps > trained:
+            raise InputError(f"--steps {config.steps} is more than the {trained} timesteps this model was trained on")
+        try:
+            inversion_timesteps(self.timesteps, config.inversion_steps or config.steps)
+        except ValueError as error:
+            raise InputError(f"--inversion-steps {config.inversion_steps}: {error}") from None
+
+
+def _sized(variable: Variable, frames: int) -> Variable:
+    """A growing variable as if it had grown to `frames`."""
+    return variable.model_copy(update={"shape": tuple(frames if s is None else s for s in variable.shape)})
+
+
+def make_config(**given: Any) -> EditConfig:
+    """An EditConfig of what was given (None: not given); InputError, naming the option, where a value is out of range."""
+    try:
+        return EditConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-").removesuffix("s" if first["loc"][0] == "prompts" else "")
+        raise InputError(f"{option}: {first['msg'].lower()}, and it is {first['input']!r}") from None
+
+
+def video_name(path: Path) -> str:
+    """The name a video was last seen under: for people, never part of a key."""
+    return path.name

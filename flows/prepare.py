@@ -1,0 +1,66 @@
+"""Decode → invert → extract → match: nothing here sees the edit prompt, so every prompt on a known video shares it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stages import decode_frames, extract_tokens, invert_frames, match_tokens
+from store.artifact import Artifact
+from store.schemas import Block, Blocks
+
+from .tasks import Session, Step, counted
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a video before any edit; each is there when it is asked for."""
+
+    frames: Step
+    latents: Step
+    tokens: Step
+    field: Step
+
+
+def prepare(session: Session) -> Prepared:
+    """The four stages that an edit stands on."""
+    plan = session.plan
+    layers = tuple(layer.name for layer in plan.layout.layers)
+    keep_tokens = plan.keeps_tokens
+
+    def decode(part: range) -> Blocks:
+        return counted(decode_frames.run(plan.decode.spec, part, video=plan.config.video), session.progress)
+
+    def invert(part: range, frames: Artifact) -> Blocks:
+        return invert_frames.run(
+            plan.invert.spec, part, frames=frames, timesteps=plan.timesteps, backbone=session.backbone
+        )
+
+    def extract(part: range, latents: Artifact) -> Blocks:
+        return extract_tokens.run(
+            plan.extract.spec, part, latents=latents, timesteps=plan.timesteps, backbone=session.backbone,
+            keep_tokens=keep_tokens,
+        )  # fmt: skip
+
+    def match(part: range, source: match_tokens.Tokens) -> Blocks:
+        return match_tokens.run(
+            plan.match.spec, part, tokens=source, frames=plan.frames, steps=len(plan.timesteps), layers=layers,
+            injected_layers=plan.layout.injected_layers,
+        )  # fmt: skip
+
+    def match_stored(part: range, tokens: Artifact) -> Blocks:
+        return counted(match(part, match_tokens.StoredTokens(tokens, layers, plan.device)), session.progress)
+
+    def match_as_extracted(part: range, put: Callable[[Block], None], latents: Artifact) -> Blocks:
+        return match(
+            part, extract_tokens.SourcePass(plan.extract.spec, latents, plan.timesteps, session.backbone, put)
+        )
+
+    frames = session.stage(plan.decode, decode)
+    latents = session.stage(plan.invert, invert, frames=frames)
+    tokens = session.stage(plan.extract, extract, latents=latents)
+    if keep_tokens:
+        field = session.stage(plan.match, match_stored, tokens=tokens)
+    else:  # all tokens would not fit the budget: they are matched one timestep at a time, and never touch the disk
+        field = session.fused(plan.match, plan.extract, match_as_extracted, latents=latents)
+    return Prepared(frames, latents, tokens, field)

@@ -1,0 +1,17 @@
+"""The model of a run, on the device of the run."""
+
+from __future__ import annotations
+
+from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
+from store.errors import InputError
+
+from .plan import Plan
+
+
+def load_backbone(plan: Plan) -> StableDiffusion:
+    """Load the plan's model; InputError where it, or the device, cannot be had."""
+    import torch
+
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no CUDA device is visible to torch here; use --device cpu, or see tf doctor")
+    return load(plan.model.load_from, Runtime(device=plan.device, frames_per_pass=plan.runtime.frames_per_pass))

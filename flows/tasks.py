@@ -1,0 +1,200 @@
+"""A stage becomes a cached task: found in the store, or computed part by part into a draft. In one place.
+
+A `Step` is lazy: asking for its artifact finds it, or first asks for what it needs. So a run computes only as far up
+as needed, whatever has been collected.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from store.artifact import Artifact
+from store.draft import Draft
+from store.schemas import Block, Blocks
+
+from .plan import Node, Plan
+
+Run = Callable[..., Blocks]
+"""(part, role=artifact, …) → blocks: a stage's `run` with everything but its inputs filled in."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a run had of one artifact: found or computed, in how many seconds of this run."""
+
+    node: Node
+    artifact: Artifact
+    hit: bool
+    seconds: float
+
+
+class Engine(Protocol):
+    """Who walks: plain function calls, or Prefect."""
+
+    def found(self, node: Node, artifact: Artifact) -> None:
+        """Show that a stage was found in the store."""
+
+    def work(self, node: Node, parts: list[range], do: Callable[[range], None]) -> None:
+        """Do all `parts` of a stage."""
+
+
+class Progress(Protocol):
+    """Where it is told how far a stage has come."""
+
+    def begin(self, node: Node, total: int) -> None:
+        """A stage starts, with `total` units of work ahead."""
+
+    def advance(self, units: int) -> None:
+        """So many more units are done."""
+
+    def end(self) -> None:
+        """The stage is committed, or has failed."""
+
+
+class Direct:
+    """No engine: parts are done one after the other, here."""
+
+    def found(self, node: Node, artifact: Artifact) -> None:
+        """Nothing to show."""
+
+    def work(self, node: Node, parts: list[range], do: Callable[[range], None]) -> None:
+        """Do them."""
+        for part in parts:
+            do(part)
+
+
+class Quiet:
+    """Progress that nobody watches."""
+
+    def begin(self, node: Node, total: int) -> None: ...
+
+    def advance(self, units: int) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Step:
+    """One stage of a run: call it to have its artifact."""
+
+    def __init__(self, session: Session, node: Node, compute: Callable[[], Artifact]) -> None:
+        self.session, self.node, self._compute = session, node, compute
+        self._artifact: Artifact | None = None
+
+    def __call__(self) -> Artifact:
+        """The artifact: found, or computed now."""
+        if self._artifact is None:
+            self._artifact = self.session.find(self.node) or self._compute()
+        return self._artifact
+
+
+class Session:
+    """One run under way: its plan, its engine, the model (loaded once, when it is first needed), and what was used."""
+
+    def __init__(self, plan: Plan, engine: Engine | None = None, progress: Progress | None = None) -> None:
+        self.plan, self.store = plan, plan.store
+        self.engine: Engine = engine or Direct()
+        self.progress: Progress = progress or Quiet()
+        self.uses: dict[str, Use] = {}
+        self._loading = threading.Lock()
+        self._backbone: Any = None
+
+    @property
+    def backbone(self) -> Any:
+        """The model, loaded by whoever asks first."""
+        with self._loading:
+            if self._backbone is None:
+                from .runtime import load_backbone
+
+                self._backbone = load_backbone(self.plan)
+        return self._backbone
+
+    def find(self, node: Node) -> Artifact | None:
+        """The artifact of a node, counted as reused."""
+        artifact = self.store.find(node.key)
+        if artifact and node.key.hex not in self.uses:
+            self.uses[node.key.hex] = Use(node, artifact, True, 0.0)
+            self.engine.found(node, artifact)
+        return artifact
+
+    def stage(self, node: Node, run: Run, **needs: Step) -> Step:
+        """A stage whose `run` is given its part and the artifacts it needs."""
+
+        def compute() -> Artifact:
+            inputs = {role: step() for role, step in needs.items()}
+            with self.draft(node) as draft:
+                self.work(node, draft.missing(), lambda part: draft.write(part, run(part, **inputs)))
+            return self.committed(node, draft)
+
+        return Step(self, node, compute)
+
+    def fused(self, node: Node, also: Node, run: Run, **needs: Step) -> Step:
+        """Like `stage`, while a second artifact is written by the same work: `run` gets `put`, which takes its blocks."""
+
+        def compute() -> Artifact:
+            inputs = {role: step() for role, step in needs.items()}
+            with ExitStack() as drafts:
+                second = None if self.store.find(also.key) else drafts.enter_context(self.draft(also))
+                draft = drafts.enter_context(self.draft(node))
+                open_parts = [*draft.missing(), *(second.missing() if second else [])]
+
+                def do(part: range) -> None:
+                    with ExitStack() as writing:
+                        put: Callable[[Block], None] = lambda block: None  # noqa: E731
+                        if second and part in second.missing():
+                            put = writing.enter_context(second.writing(part))
+                        blocks = run(part, put=put, **inputs)
+                        if part in draft.missing():
+                            draft.write(part, blocks)
+                        else:
+                            for _ in blocks:
+                                pass
+
+                self.work(node, sorted(set(open_parts), key=lambda part: part.start), do)
+            if second:
+                self.committed(also, second)
+            return self.committed(node, draft)
+
+        return Step(self, node, compute)
+
+    @contextmanager
+    def draft(self, node: Node) -> Iterator[Draft]:
+        """A draft of the node's artifact that says what it was made for and on what."""
+        plan = self.plan
+        with self.store.draft(node.key, plan.schema(node)) as draft:
+            draft.note = {"video": plan.config.video.name, "model": plan.config.model, "prompt": node.prompt}
+            draft.provenance.update(plan.provenance)
+            yield draft
+
+    def work(self, node: Node, parts: list[range], do: Callable[[range], None]) -> None:
+        """Have the engine do `parts`, with progress."""
+        total = len(self.plan.schema(node).divided())
+        units = self.plan.units(node) * len(parts) // total
+        self.progress.begin(node, units)
+        try:
+            self.engine.work(node, parts, do)
+        finally:
+            self.progress.end()
+
+    def committed(self, node: Node, draft: Draft) -> Artifact:
+        """The artifact that a draft became."""
+        artifact = draft.artifact
+        self.uses[node.key.hex] = Use(node, artifact, draft.found is not None, 0.0 if draft.found else draft.seconds)
+        return artifact
+
+    def used(self) -> list[Use]:
+        """Every artifact of the plan that is there, in DAG order."""
+        for node in self.plan.nodes:
+            self.find(node)
+        return [self.uses[node.key.hex] for node in self.plan.nodes if node.key.hex in self.uses]
+
+
+def counted(blocks: Blocks, progress: Progress) -> Iterator[Block]:
+    """The same blocks, each one unit of progress."""
+    for block in blocks:
+        progress.advance(1)
+        yield block
+
