@@ -39,6 +39,7 @@ REFUSED_FORMATS = frozenset(
         *("adf", "bin", "ffmetadata", "idf", "tty", "xbin"),
     )
 )
+UNTIMED_FORMATS = ("avi",)  # keeps an order only: the times that FFmpeg gives to reordered frames are wrong
 PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"[playlist]", b"v=0\r\n", b"v=0\n")
 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
@@ -104,6 +105,12 @@ class Clip:
     ticks: list[int]
     time_base: Fraction
     tail: Fraction  # seconds the last frame is shown
+    timed: bool  # frames have times of their own; else their order gives the times
+
+    def nth(self, index: int) -> int:
+        """Tick of frame `index` by its order alone; beyond the last, the frames go on as long as the last is shown."""
+        beyond = index - len(self.ticks) + 1
+        return self.ticks[index] if beyond <= 0 else self.ticks[-1] + beyond * max(1, round(self.tail / self.time_base))
 
     def shown_for(self, tick: int) -> float:
         """Seconds for which the frame at `tick` is on screen in the file."""
@@ -129,9 +136,11 @@ def probe(path: Path) -> VideoInfo:
 def survey(path: Path) -> Clip:
     """Describe a video file and note the exact time of every frame; raise InputError in one sentence if it is none."""
     with open_video(path) as (container, stream):
-        width, height = _checked_size(path, stream)
+        width, height = stream.codec_context.width, stream.codec_context.height
+        _check_size(path, width, height)
         ticks: list[int] = []
         discarded = last_duration = 0
+        timed = container.format.name not in UNTIMED_FORMATS
         first: VideoFrame | None = None
         for packet in container.demux(stream):
             if first is None:
@@ -139,7 +148,7 @@ def survey(path: Path) -> Clip:
             if packet.is_discard or _is_hidden(packet, stream):
                 discarded += 1
             elif packet.size:
-                tick = packet.pts if packet.pts is not None else packet.dts
+                tick = packet.pts if timed and packet.pts is not None else packet.dts
                 ticks.append(tick if tick is not None else len(ticks) * max(last_duration, 1))
                 last_duration = packet.duration or last_duration
         if first is None or not ticks:
@@ -153,6 +162,7 @@ def survey(path: Path) -> Clip:
         mirrored, quarter_turns = _orientation(path, first)
         ratio = stream.sample_aspect_ratio or Fraction(1)
         shown = (round(width * ratio), height) if ratio >= 1 else (width, round(height / ratio))
+        _check_size(path, *shown)
         matrix, full_range = _colour(path, first)
         audio = next(iter(container.streams.audio), None)
         info = VideoInfo(
@@ -161,7 +171,7 @@ def survey(path: Path) -> Clip:
             coded_width=width,
             coded_height=height,
             frames=len(ticks),
-            declared_frames=max(len(ticks), _declared_frames(container, stream, ticks, rate) - discarded),
+            declared_frames=max(len(ticks), _declared_frames(stream, ticks, rate, discarded, timed)),
             start=float(ticks[0] * stream.time_base),
             duration=float((ticks[-1] - ticks[0]) * stream.time_base + tail),
             average_fps=str(rate),
@@ -179,7 +189,7 @@ def survey(path: Path) -> Clip:
             audio_codec=audio.codec_context.name if audio is not None and audio.codec_context is not None else None,
             notes=_notes(container, first, ratio, shown),
         )
-        return Clip(path, info, ticks, stream.time_base, tail)
+        return Clip(path, info, ticks, stream.time_base, tail, timed)
 
 
 def read_pictures(clip: Clip, stop: int | None = None) -> Iterator[Picture]:
@@ -188,7 +198,7 @@ def read_pictures(clip: Clip, stop: int | None = None) -> Iterator[Picture]:
     raises    InputError, naming the frame, where the data is damaged, ends early, or changes size on the way: what is
               given out is never shorter than what was asked
     """
-    info, index, previous = clip.info, 0, None
+    info, index = clip.info, 0
     reformatter = VideoReformatter()
     wanted = info.declared_frames if stop is None else stop
     for frame in islice(_decoded(clip), stop):
@@ -197,11 +207,10 @@ def read_pictures(clip: Clip, stop: int | None = None) -> Iterator[Picture]:
                 f"frame {index} of {clip.path} is {frame.width}×{frame.height} where those before are "
                 f"{info.coded_width}×{info.coded_height}; take the frames before it with --frames 0:{index}"
             )
-        # Old containers (AVI) may give no time of its own to a frame: it then follows the one before it.
-        tick = frame.pts if frame.pts is not None else clip.ticks[0] if previous is None else _next(clip, previous)
+        tick = frame.pts if clip.timed and frame.pts is not None else clip.nth(index)
         rgb = _upright(_to_rgb(frame, info, reformatter), info)
         yield Picture(index, float(tick * clip.time_base), clip.shown_for(tick), rgb)
-        previous, index = tick, index + 1
+        index += 1
     if index < wanted:
         raise InputError(
             f"only {index} of the {wanted} frames {'declared by' if stop is None else 'asked of'} {clip.path} can be "
@@ -310,18 +319,15 @@ def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
     return stream
 
 
-def _checked_size(path: Path, stream: VideoStream) -> tuple[int, int]:
-    width, height = stream.codec_context.width, stream.codec_context.height
+def _check_size(path: Path, width: int, height: int) -> None:
+    megapixels = LARGEST_AREA // 2**20
     if width < 1 or height < 1:
-        raise InputError(
-            f"{path} declares no picture size, or more than {LARGEST_AREA // 2**20} megapixels; scale it down first"
-        )
+        raise InputError(f"{path} declares no picture size, or more than {megapixels} megapixels; scale it down first")
     if max(width, height) > LARGEST_SIDE or width * height > LARGEST_AREA:
         raise InputError(
             f"{path} declares frames of {width}×{height}, above the largest taken ({LARGEST_SIDE} a side, "
-            f"{LARGEST_AREA // 2**20} megapixels); scale it down first"
+            f"{megapixels} megapixels); scale it down first"
         )
-    return width, height
 
 
 def _is_hidden(packet: Packet[VideoStream], stream: VideoStream) -> bool:
@@ -329,10 +335,12 @@ def _is_hidden(packet: Packet[VideoStream], stream: VideoStream) -> bool:
     return stream.codec_context.name == "vp8" and packet.size > 0 and not bytes(packet)[0] >> 4 & 1
 
 
-def _declared_frames(container: InputContainer, stream: VideoStream, ticks: list[int], rate: Fraction) -> int:
-    """Frames that the container's header promises, those to be discarded included; 0 where it says nothing."""
+def _declared_frames(stream: VideoStream, ticks: list[int], rate: Fraction, discarded: int, timed: bool) -> int:
+    """Frames that the container's header promises to show; 0 where it says nothing."""
+    if stream.frames and not timed:
+        return len(ticks) + stream.frames - 1 - ticks[-1]  # AVI counts ticks, those at which nothing new is shown too
     if stream.frames:
-        return stream.frames
+        return stream.frames - discarded
     length = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", ""))  # Matroska, per stream
     if length is None or stream.time_base is None:
         return 0
@@ -427,11 +435,6 @@ def _decoded(clip: Clip) -> Iterator[VideoFrame]:
 
 def _way_out(count: int) -> str:
     return f"; take those before it with --frames 0:{count}" if count else "; copy or download the video again"
-
-
-def _next(clip: Clip, tick: int) -> int:
-    after = bisect_right(clip.ticks, tick)
-    return clip.ticks[after] if after < len(clip.ticks) else tick + max(1, round(clip.tail / clip.time_base))
 
 
 def _to_rgb(frame: VideoFrame, info: VideoInfo, reformatter: VideoReformatter) -> np.ndarray[Any, Any]:

@@ -100,6 +100,14 @@ def test_b_frames_come_out_in_order_of_presentation(tmp_path: Path) -> None:
     assert np.all(np.diff(arrays["pts"]) > 0)
 
 
+def test_b_frames_in_avi_which_keeps_no_times(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.avi", frames=20, rate=25, options={"bf": "3", "b-adapt": "0"})
+    arrays = decode(path)
+    assert numbers(arrays) == list(range(20))
+    assert arrays["pts"] == pytest.approx(np.arange(20) / 25)
+    assert arrays["duration"] == pytest.approx(0.04)
+
+
 @pytest.mark.parametrize(
     ("rotation", "corner"), [(0, (0, 0)), (90, (1, 0)), (180, (1, 1)), (270, (0, 1)), (None, (0, 0))]
 )
@@ -150,6 +158,19 @@ def test_ntsc_rate_is_the_exact_fraction(tmp_path: Path, name: str) -> None:
     assert (info.average_fps, info.variable) == ("24000/1001", False)
     tick = {"clip.mp4": 0, "clip.mkv": 0.0005}[name]  # Matroska rounds to milliseconds
     assert decode(path)["pts"] == pytest.approx(np.arange(30) * 1001 / 24000, abs=tick + 1e-12)
+
+
+def test_gaps_in_avi_are_times_not_losses(tmp_path: Path) -> None:
+    ticks = [0, 1, 4, 5, 6, 9]
+    path = write_clip(tmp_path / "clip.avi", frames=6, ticks=ticks, time_base=Fraction(1, 24), codec="mpeg4")
+    arrays = decode(path)
+    assert numbers(arrays) == list(range(6))
+    assert arrays["pts"] == pytest.approx(np.array(ticks) / 24)
+    cut = tmp_path / "cut.avi"
+    data = path.read_bytes()
+    cut.write_bytes(data[: data.index(b"idx1") - 60])
+    with pytest.raises(InputError, match=r"--frames 0:\d"):
+        decode(cut)
 
 
 def test_first_time_is_kept_as_in_the_file(tmp_path: Path) -> None:
@@ -247,6 +268,15 @@ def test_pixels_that_are_not_square_are_said_and_made_square(tmp_path: Path) -> 
     assert (info.width, info.height) == (96, 64)
     assert "not square" in info.notes[0]
     assert decode(path)["rgb"].shape[1:] == (64, 96, 3)
+
+
+def test_absurd_pixel_shapes_are_refused(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", frames=1, aspect=Fraction(4, 3))
+    shape = struct.pack(">4s2I", b"pasp", 4, 3)
+    assert shape in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(shape, struct.pack(">4s2I", b"pasp", 3, 3000)))
+    with pytest.raises(InputError, match="frames of 96×64000, above the largest taken"):
+        probe(path)
 
 
 def video(width: int, height: int) -> VideoInfo:
