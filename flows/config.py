@@ -5,11 +5,13 @@ Nothing of `RuntimeConfig` can change a result beyond float tolerance, and none 
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, ValidationError
 
 from stages.diffusion.blend import Blend
 from store.errors import InputError
@@ -22,21 +24,35 @@ class EditConfig(Frozen):
     """One video, one or more prompts, one model, and how the edit is made."""
 
     video: Path = Field(title="Video", description="a local video file")
-    prompts: tuple[str, ...] = Field(title="Prompts", description="one edit each; all share what can be shared", min_length=1)
-    model: str = Field("pocket", title="Model", description="'pocket', a diffusers folder, a .safetensors file or a hub id")
+    prompts: tuple[str, ...] = Field(
+        title="Prompts", description="one edit each; all share what can be shared", min_length=1
+    )
+    model: str = Field(
+        "pocket", title="Model", description="'pocket', a diffusers folder, a .safetensors file or a hub id"
+    )
     source_prompt: str = Field("", title="Source prompt", description="what the video shows; may be empty")
     frames: str | None = Field(None, title="Frames", description="START:STOP or START:STOP:STEP; all without it")
-    size: str | None = Field(None, title="Size", description="WIDTHxHEIGHT in pixels; as large as the source without it")
+    size: str | None = Field(
+        None, title="Size", description="WIDTHxHEIGHT in pixels; as large as the source without it"
+    )
     steps: int = Field(50, title="Steps", description="denoising steps of the edit", ge=1, le=1000)
-    inversion_steps: int | None = Field(None, title="Inversion steps", description="as many as steps without it", ge=1, le=1000)
+    inversion_steps: int | None = Field(
+        None, title="Inversion steps", description="as many as steps without it", ge=1, le=1000
+    )
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)
     editor: str = Field("pnp", title="Editor", description="the editing base")
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings", description="its own settings by name")
-    guidance_scale: float = Field(7.5, title="Guidance scale", description="classifier-free guidance; 1 is none", ge=0, le=100)
+    guidance_scale: float = Field(
+        7.5, title="Guidance scale", description="classifier-free guidance; 1 is none", ge=0, le=100
+    )
     negative_prompt: str = Field("", title="Negative prompt", description="what to keep away from")
     keyframe_interval: int = Field(8, title="Keyframe interval", description="frames per keyframe", ge=1, le=64)
-    keyframe_offsets: int = Field(2, title="Keyframe offsets", description="places in an interval a keyframe may have", ge=1, le=64)
-    attended_keyframes: int = Field(16, title="Attended keyframes", description="beyond so many, not all attend to all", ge=2, le=4096)
+    keyframe_offsets: int = Field(
+        2, title="Keyframe offsets", description="places in an interval a keyframe may have", ge=1, le=64
+    )
+    attended_keyframes: int = Field(
+        16, title="Attended keyframes", description="beyond so many, not all attend to all", ge=2, le=4096
+    )
     blend: Blend = Field("linear", title="Blend", description="how two keyframes are mixed")
 
 
@@ -44,7 +60,9 @@ class RuntimeConfig(Frozen):
     """Where it runs, how much at once, and what is kept."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", title="Device", description="auto: a GPU where there is one")
-    frames_per_pass: int = Field(8, title="Frames per pass", description="memory only; no result depends on it", ge=1, le=1024)
+    frames_per_pass: int = Field(
+        8, title="Frames per pass", description="memory only; no result depends on it", ge=1, le=1024
+    )
     token_budget: int = Field(8 << 30, title="Token budget", description="bytes of tokens that may be kept", ge=0)
 
 
@@ -54,3 +72,46 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise InputError(f"{text!r} is not a size; write for example 8GiB, 500MB or 0")
     return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, JsonValue]:
+    """Read NAME=VALUE texts, numbers as numbers; InputError where one has no name."""
+    settings: dict[str, JsonValue] = {}
+    for text in texts:
+        name, found, value = text.partition("=")
+        if not found or not name.strip():
+            raise InputError(f"--set {text!r} is not NAME=VALUE; write for example feature=0.6")
+        try:
+            settings[name.strip()] = json.loads(value, parse_constant=str)
+        except ValueError:
+            settings[name.strip()] = value
+    return settings
+
+
+def make_config(**given: Any) -> EditConfig:
+    """An EditConfig; InputError, naming the option, where a value is out of range."""
+    if not given.get("prompts"):
+        raise InputError(
+            "there is no prompt: say what the edit shows with --prompt TEXT, several times for several edits"
+        )
+    for prompt in given["prompts"]:
+        if not prompt.strip():
+            raise InputError("--prompt is empty; say what the edit shows")
+    return _checked(EditConfig, given)
+
+
+def make_runtime(**given: Any) -> RuntimeConfig:
+    """A RuntimeConfig; InputError, naming the option, where a value is out of range."""
+    return _checked(RuntimeConfig, given)
+
+
+Config = TypeVar("Config", EditConfig, RuntimeConfig)
+
+
+def _checked(kind: type[Config], given: dict[str, Any]) -> Config:
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise InputError(f"{option} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from stages import edit_keyframes, propagate_tokens
 from store.artifact import Artifact
 from store.schemas import Blocks
@@ -30,7 +32,7 @@ def preview(session: Session) -> list[Artifact]:
 def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_node: Node) -> tuple[Step, Step]:
     """The two stages that see one prompt: its keyframes, and the whole clip."""
     plan = session.plan
-    source = {"latents": prepared.latents, "tokens": prepared.tokens, "field": prepared.field}
+    source: dict[str, Any] = {"latents": prepared.latents, "tokens": prepared.tokens, "field": prepared.field}
 
     def keyframes(part: range, latents: Artifact, tokens: Artifact, field: Artifact) -> Blocks:
         return edit_keyframes.run(
@@ -44,5 +46,6 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
             field=field, timesteps=plan.timesteps, backbone=session.backbone,
         )  # fmt: skip
 
-    keyframe_edit = session.stage(keyframe_node, keyframes, **source)
+    prompts = (keyframe_node.spec.prompt, keyframe_node.spec.negative_prompt)
+    keyframe_edit = session.stage(keyframe_node, keyframes, prompts=prompts, **source)
     return keyframe_edit, session.stage(edit_node, propagate, keyframe_edit=keyframe_edit, **source)

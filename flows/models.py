@@ -42,7 +42,8 @@ def find_model(name: str, store: Store) -> ModelFiles:
             f"no model {name!r}: it is no folder, no file and no hub id; give one of these (org/name), or 'pocket'"
         )
     check_folder(folder)
-    return ModelFiles(name, load_from, folder, f"blake3:{store.folder_hash(folder, identity_files(folder))}")
+    files = [path.relative_to(folder) for path in identity_files(folder)]
+    return ModelFiles(name, load_from, folder, f"blake3:{store.folder_hash(folder, files)}")
 
 
 def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
@@ -50,7 +51,7 @@ def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
     from stages.backbones.layout import ModelLayout, layout, read_configs
 
     traced = store.remembered(
-        f"layout {model.key} {width}x{height}",
+        f"layout 1 {model.key} {width}x{height}",
         lambda: layout(read_configs(model.folder), width, height).model_dump(mode="json"),
     )
     return ModelLayout.model_validate(traced)
@@ -61,7 +62,7 @@ def geometry_of(model: ModelFiles, store: Store) -> Any:
     from stages.backbones.layout import ModelGeometry, geometry, read_configs
 
     traced = store.remembered(
-        f"geometry {model.key}", lambda: geometry(read_configs(model.folder)).model_dump(mode="json")
+        f"geometry 1 {model.key}", lambda: geometry(read_configs(model.folder)).model_dump(mode="json")
     )
     return ModelGeometry.model_validate(traced)
 
@@ -89,4 +90,3 @@ def _unpacked(file: Path, store: Store) -> Path:
 
         unpack_single_file(file, folder)
     return folder
-

@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from stages import decode_frames, edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
 from stages.backbones.layout import ModelLayout
@@ -139,6 +136,18 @@ class Plan:
         """Bytes the node will write, before compression; 0 where its artifact is there."""
         return 0 if self.find(node) else self.schema(node).nbytes(self.frames)
 
+    def summary(self) -> str:
+        """One sentence on what the run would do about tokens, and on the whole."""
+        missing = [node for node in self.nodes if not self.find(node)]
+        if not missing:
+            return "everything is there; nothing would be computed"
+        kept = (
+            "tokens are kept"
+            if self.keeps_tokens
+            else "tokens do not fit --token-budget: matched as they come, not kept"
+        )
+        return f"{len(missing)} of {len(self.nodes)} artifacts to compute over {self.frames} frames; {kept}"
+
     @property
     def frames(self) -> int:
         """Frames of the clip: as decoded, or what the container says."""
@@ -247,18 +256,3 @@ class Plan:
 def _sized(variable: Variable, frames: int) -> Variable:
     """A growing variable as if it had grown to `frames`."""
     return variable.model_copy(update={"shape": tuple(frames if s is None else s for s in variable.shape)})
-
-
-def make_config(**given: Any) -> EditConfig:
-    """An EditConfig of what was given (None: not given); InputError, naming the option, where a value is out of range."""
-    try:
-        return EditConfig(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-").removesuffix("s" if first["loc"][0] == "prompts" else "")
-        raise InputError(f"{option}: {first['msg'].lower()}, and it is {first['input']!r}") from None
-
-
-def video_name(path: Path) -> str:
-    """The name a video was last seen under: for people, never part of a key."""
-    return path.name

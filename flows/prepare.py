@@ -52,12 +52,10 @@ def prepare(session: Session) -> Prepared:
         return counted(match(part, match_tokens.StoredTokens(tokens, layers, plan.device)), session.progress)
 
     def match_as_extracted(part: range, put: Callable[[Block], None], latents: Artifact) -> Blocks:
-        return match(
-            part, extract_tokens.SourcePass(plan.extract.spec, latents, plan.timesteps, session.backbone, put)
-        )
+        return match(part, extract_tokens.SourcePass(plan.extract.spec, latents, plan.timesteps, session.backbone, put))
 
     frames = session.stage(plan.decode, decode)
-    latents = session.stage(plan.invert, invert, frames=frames)
+    latents = session.stage(plan.invert, invert, prompts=(plan.config.source_prompt,), frames=frames)
     tokens = session.stage(plan.extract, extract, latents=latents)
     if keep_tokens:
         field = session.stage(plan.match, match_stored, tokens=tokens)

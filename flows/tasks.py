@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pydantic import JsonValue
+
 from store.artifact import Artifact
 from store.draft import Draft
 from store.schemas import Block, Blocks
@@ -110,6 +112,7 @@ class Session:
                 from .runtime import load_backbone
 
                 self._backbone = load_backbone(self.plan)
+                self._backbone.on_pass = self.progress.advance
         return self._backbone
 
     def find(self, node: Node) -> Artifact | None:
@@ -120,19 +123,20 @@ class Session:
             self.engine.found(node, artifact)
         return artifact
 
-    def stage(self, node: Node, run: Run, **needs: Step) -> Step:
-        """A stage whose `run` is given its part and the artifacts it needs."""
+    def stage(self, node: Node, run: Run, prompts: tuple[str, ...] = (), **needs: Step) -> Step:
+        """A stage whose `run` gets its part and the artifacts it needs; `prompts` are what it has the model read."""
 
         def compute() -> Artifact:
             inputs = {role: step() for role, step in needs.items()}
             with self.draft(node) as draft:
                 self.work(node, draft.missing(), lambda part: draft.write(part, run(part, **inputs)))
+                draft.note = {**self.note(node), "cut": {text: cut for text in prompts if (cut := self.cut_from(text))}}
             return self.committed(node, draft)
 
         return Step(self, node, compute)
 
     def fused(self, node: Node, also: Node, run: Run, **needs: Step) -> Step:
-        """Like `stage`, while a second artifact is written by the same work: `run` gets `put`, which takes its blocks."""
+        """Like `stage`, but the same work writes a second artifact: `run` gets `put`, which takes its blocks."""
 
         def compute() -> Artifact:
             inputs = {role: step() for role, step in needs.items()}
@@ -163,11 +167,18 @@ class Session:
     @contextmanager
     def draft(self, node: Node) -> Iterator[Draft]:
         """A draft of the node's artifact that says what it was made for and on what."""
-        plan = self.plan
-        with self.store.draft(node.key, plan.schema(node)) as draft:
-            draft.note = {"video": plan.config.video.name, "model": plan.config.model, "prompt": node.prompt}
-            draft.provenance.update(plan.provenance)
+        with self.store.draft(node.key, self.plan.schema(node)) as draft:
+            draft.note = self.note(node)
+            draft.provenance.update(self.plan.provenance)
             yield draft
+
+    def note(self, node: Node) -> dict[str, JsonValue]:
+        """What people call the artifact: never part of its key."""
+        return {"video": self.plan.config.video.name, "model": self.plan.config.model, "prompt": node.prompt}
+
+    def cut_from(self, prompt: str) -> str:
+        """The end of `prompt` that the model does not read."""
+        return str(self.backbone.cut_from(prompt)) if prompt else ""
 
     def work(self, node: Node, parts: list[range], do: Callable[[range], None]) -> None:
         """Have the engine do `parts`, with progress."""
@@ -197,4 +208,3 @@ def counted(blocks: Blocks, progress: Progress) -> Iterator[Block]:
     for block in blocks:
         progress.advance(1)
         yield block
-

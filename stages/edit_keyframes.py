@@ -1,7 +1,7 @@
 """The edit of the support: every frame that is ever a keyframe, denoised from first to last step.
 
 Source: TokenFlow (arXiv 2307.10373), section 4.1 and algorithm 1. Only frames that are drawn as keyframes at some step
-can influence a keyframe, so the whole method runs on them alone, and they can be looked at before the video is paid for.
+can influence a keyframe, so the whole method runs on them alone; they can be looked at before the video is paid for.
 """
 
 from __future__ import annotations

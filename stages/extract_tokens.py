@@ -98,7 +98,8 @@ class SourcePass:
 
 
 def run(
-    spec: Spec, part: range, *, latents: Arrays, timesteps: tuple[int, ...], backbone: Backbone, keep_tokens: bool = True
+    spec: Spec, part: range, *, latents: Arrays, timesteps: tuple[int, ...], backbone: Backbone,
+    keep_tokens: bool = True,
 ) -> Blocks:  # fmt: skip
     """The source pass over all frames at the steps of `part`.
 

@@ -74,7 +74,7 @@ def run(spec: Spec, part: range, *, frames: Arrays, timesteps: tuple[int, ...], 
     level: int | None = None
     for timestep in ddim.inversion_timesteps(timesteps, spec.num_inversion_steps):
         for some in backbone.passes(len(part)):
-            # Differs: the prediction is made for the level that is being stepped to, as diffusers' inverse scheduler does.
+            # The prediction is made for the level that is being stepped to, as diffusers' inverse scheduler does.
             noise = backbone.predict_noise(latents[some], timestep, text.expand(latents[some].shape[0], -1, -1))
             latents[some] = backbone.levels.step(latents[some], noise, level, timestep)
         finite(latents, "invert_frames", timestep, part)

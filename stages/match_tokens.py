@@ -19,6 +19,7 @@ from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 from .backbones.layout import ModelLayout
 from .diffusion import keyframes as schedule
 from .diffusion.attention import nearest_tokens, normalized
+from .diffusion.blend import Blend
 from .diffusion.chunks import blocks_of, frames_per_chunk
 
 VERSION = 1
@@ -30,7 +31,7 @@ class Spec(Frozen):
 
     keyframe_interval: int = Field(8, ge=1, le=64)
     keyframe_offsets: int = Field(2, ge=1, le=64)
-    blend: schedule.Blend = "linear"
+    blend: Blend = "linear"
     seed: int = Field(0, ge=0, lt=2**63)
 
 
@@ -144,7 +145,7 @@ def run(
 
 
 class Matcher:
-    """One layer at one step: takes the clip block by block and matches each frame as soon as its keyframes are known."""
+    """One layer at one step: takes the clip block by block, and matches a frame once its keyframes are known."""
 
     def __init__(self, frames: int, keyframes: list[int], keep_source: bool) -> None:
         self.keyframes = set(keyframes)
@@ -171,7 +172,7 @@ class Matcher:
         self._wait(range(start, block.stop), units[start - block.start :])
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """index uint16 and similarity float16 (frame, side, token); frames after the last keyframe have only that one."""
+        """Index uint16 and similarity float16 (frame, side, token); behind the last keyframe there is that one alone."""
         assert self.index is not None
         for frames, _ in self.waiting:
             self._copy(frames, from_side=0)

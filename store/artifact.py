@@ -22,6 +22,8 @@ _checked: set[tuple[Path, str]] = set()  # (object, key); objects are immutable:
 class Artifact(Mapping[str, Any]):
     """A committed artifact: `artifact["latents"]` is a read-only array with shape, dtype and regions as numpy.
 
+    Coordinates are read likewise (`artifact["timestep"]`); iteration is over the variables alone.
+
     The first read checks the object against its schema: SchemaError names artifact, variable and rule.
     """
 
@@ -59,7 +61,7 @@ class Artifact(Mapping[str, Any]):
         return self.record.bytes
 
     def __getitem__(self, variable: str) -> Any:
-        if variable not in self.schema.variables:
+        if variable not in self.schema.variables and variable not in self.schema.coordinates:
             raise KeyError(f"{self} has no variable {variable!r}; it has {', '.join(self)}")
         return self._group[variable]
 

@@ -13,7 +13,8 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -115,12 +116,18 @@ class Draft:
         raises    SchemaError, naming artifact, variable, rule and place, when a block breaks the schema or values are
                   left out; StorePlaceError when the disk is full (the draft is removed then)
         """
+        with self.writing(part) as put:
+            for block in blocks:
+                put(block)
+
+    @contextmanager
+    def writing(self, part: range) -> Iterator[Callable[[Block], None]]:
+        """Write one part block by block, as `write` does, where its blocks come from the outside."""
         work = _Part(self._parts.index(part), part)
         assert work.number not in self._done, f"{self.key}: {part} is already written"
         began = time.perf_counter()
         try:
-            for block in blocks:
-                self._write_block(work, block)
+            yield lambda block: self._write_block(work, block)
             self._finish(work, began)
         except BaseException:
             self._forget(work)

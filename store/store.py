@@ -5,12 +5,13 @@ Cheap to import and to open: Zarr, xarray, pandera and filelock are loaded when 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,20 @@ class Store:
     def folder_hash(self, folder: Path | str, files: Iterable[str | Path]) -> str:
         """blake3 of the named files of a folder and of their names: the identity of a model."""
         return hashing.folder_hash(folder, files, self.layout.hashes)
+
+    def remembered(self, what: str, make: Callable[[], JsonValue]) -> JsonValue:
+        """A small JSON value that is a pure function of `what` (which names its version too), made once and kept."""
+        note = self.layout.hashes / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
+        try:
+            kept = json.loads(note.read_text("utf-8"))
+            if kept["of"] == what:
+                return kept["value"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # never made, or a damaged note: made again
+        value = make()
+        with suppress(OSError):  # a store that is only read: made again next time
+            write_whole(note, json.dumps({"of": what, "value": value}))
+        return value
 
     def free_bytes(self) -> int:
         """Bytes that may still be written."""

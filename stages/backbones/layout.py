@@ -123,7 +123,7 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
             configs[component] = json.loads((folder / file).read_text(encoding="utf-8"))
         except OSError:
             raise InputError(
-                f"model folder {folder} has no {file}; give a diffusers folder with unet, vae, text_encoder, tokenizer and scheduler"
+                f"model folder {folder} has no {file}; give a complete diffusers folder"
             ) from None
         except ValueError:
             raise InputError(f"{folder / file} is not valid JSON; download the model again") from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class StableDiffusion:
 
     pipeline: Any
     runtime: Runtime = field(default_factory=Runtime)
+    on_pass: Callable[[int], None] = lambda frames: None  # told how many frames each UNet pass had
 
     def __post_init__(self) -> None:
         self.unet: Any = self.pipeline.unet
@@ -103,6 +104,7 @@ class StableDiffusion:
         """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""
         dtype = self.runtime.dtype
         out: Tensor = self.unet(latents.to(dtype), timestep, encoder_hidden_states=text.to(dtype), return_dict=False)[0]
+        self.on_pass(len(latents))
         return out.float()
 
 
@@ -117,19 +119,18 @@ def noise_levels(config: Any) -> NoiseLevels:
 
 
 def load(model: str, runtime: Runtime) -> StableDiffusion:
-    """Load a diffusers folder, a hub id or a single checkpoint file; InputError, one sentence, where that fails."""
+    """Load a diffusers folder or a hub id; InputError, one sentence, where that fails."""
     from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
     from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
 
-    options: dict[str, Any] = {"torch_dtype": runtime.dtype, "use_safetensors": True}
-    single_file = Path(model).is_file()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
-        if single_file:
-            pipeline = StableDiffusionPipeline.from_single_file(model, torch_dtype=runtime.dtype)
-        else:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                model, **options, safety_checker=None, requires_safety_checker=False
-            )
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            model, dtype=runtime.dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+        )
     except SafetensorError as error:
         raise InputError(f"a weight file of model {model} is damaged ({error}); download the model again") from None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
@@ -141,6 +142,22 @@ def load(model: str, runtime: Runtime) -> StableDiffusion:
     # SD 1.5's autoencoder overflows in float16 on bright frames; it is a small share of the time.
     pipeline.vae.eval().requires_grad_(False).to(runtime.device, torch.float32)
     return StableDiffusion(pipeline, runtime)
+
+
+def unpack_single_file(file: Path, folder: Path) -> None:
+    """Write a single .safetensors checkpoint (SD 1.x names) as a diffusers folder; InputError where that fails."""
+    from diffusers import StableDiffusionPipeline
+
+    try:
+        pipeline = StableDiffusionPipeline.from_single_file(str(file), safety_checker=None)
+    except Exception as error:  # diffusers' converters raise whatever a foreign file makes them trip over
+        reason = " ".join(str(error).split())[:240]
+        raise InputError(
+            f"checkpoint {file} cannot be read as Stable Diffusion 1.x ({reason}); convert it to a diffusers folder"
+        ) from None
+    partial = folder.with_name(f"{folder.name}.part")
+    pipeline.save_pretrained(partial, safe_serialization=True)
+    partial.rename(folder)
 
 
 def check_folder(folder: Path) -> None:

@@ -63,7 +63,9 @@ def extended_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, li
     """
     branches, keyframes, tokens, channels = value.shape
 
-    def by_head(states: Tensor) -> Tensor:  # (branch, keyframe, token, channel) → (branch, head, keyframe · token, depth)
+    def by_head(
+        states: Tensor,
+    ) -> Tensor:  # (branch, keyframe, token, channel) → (branch, head, keyframe · token, depth)
         return states.reshape(branches, -1, heads, states.shape[-1] // heads).transpose(1, 2)
 
     if keyframes <= limit:

@@ -33,7 +33,7 @@ def timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:
     """The `num_steps` timesteps of sampling, noisiest first, spaced as diffusers' DDIMScheduler spaces them."""
     trained = schedule.num_train_timesteps
     if schedule.timestep_spacing == "leading":
-        visited = np.arange(num_steps)[::-1] * (trained // num_steps) + schedule.steps_offset
+        visited = np.arange(num_steps, dtype=float)[::-1] * (trained // num_steps) + schedule.steps_offset
     elif schedule.timestep_spacing == "trailing":
         visited = np.round(trained - np.arange(num_steps) * (trained / num_steps)) - 1
     else:
@@ -52,7 +52,9 @@ def inversion_timesteps(visited: tuple[int, ...], num_steps: int) -> tuple[int, 
         raise ValueError(f"{num_steps} inversion steps cannot visit all of the edit's {len(chosen)} timesteps")
     while len(chosen) < num_steps:
         edges = [-1, *chosen]
-        gap, position = max((upper - lower, -place) for place, (lower, upper) in enumerate(zip(edges, chosen, strict=False)))
+        gap, position = max(
+            (upper - lower, -place) for place, (lower, upper) in enumerate(zip(edges, chosen, strict=False))
+        )
         if gap < 2:
             raise ValueError(f"there are no {num_steps} different timesteps up to {chosen[-1]}")
         chosen.insert(-position, (edges[-position] + chosen[-position]) // 2)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor
 
 from store.errors import InputError
@@ -26,7 +26,7 @@ class EditorChoice(Frozen):
 
     name: str
     version: int
-    settings: dict[str, JsonValue] = {}
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

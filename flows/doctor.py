@@ -1,0 +1,129 @@
+"""What is there on this machine, what is wrong with it, and the way out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+
+from store.errors import TokenflowError
+from store.layout import human_bytes
+from store.schemas import Frozen
+from store.store import Store
+
+PACKAGES = ("torch", "diffusers", "transformers", "prefect", "zarr", "xarray", "pandera", "av", "fastapi")
+LOW_DISK = 10 << 30
+
+
+class Finding(Frozen):
+    """One thing that was looked at."""
+
+    what: str
+    found: str
+    ok: bool = True
+    way_out: str | None = None
+
+
+def examine(open_store: Callable[[], Store]) -> list[Finding]:
+    """Look at everything, whatever else is broken."""
+    return [*_versions(), _device(), *_store(open_store), _model(), _prefect(), _codecs()]
+
+
+def _versions() -> list[Finding]:
+    found, missing = [], []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    findings = [Finding(what="packages", found=", ".join(found))]
+    if missing:
+        findings.append(
+            Finding(
+                what="packages", found=f"not installed: {', '.join(missing)}", ok=False, way_out="pip install tokenflow"
+            )
+        )
+    with suppress(PackageNotFoundError):
+        found_torchvision, usable = version("torchvision"), _imports_pipeline()
+        way_out = None if usable else "uninstall torchvision, or install the build that fits torch"
+        findings.append(Finding(what="torchvision", found=found_torchvision, ok=usable, way_out=way_out))
+    return findings
+
+
+def _imports_pipeline() -> bool:
+    try:
+        from diffusers import StableDiffusionPipeline  # noqa: F401
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return Finding(what="device", found=f"{name}, {human_bytes(free)} of {human_bytes(total)} free, float16")
+    threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    return Finding(
+        what="device", found=f"CPU, {threads}, float32",
+        way_out="fine for the pocket model; full-size models want a CUDA GPU and a CUDA build of torch",
+    )  # fmt: skip
+
+
+def _store(open_store: Callable[[], Store]) -> list[Finding]:
+    try:
+        store = open_store()
+        store.check_writable()
+    except TokenflowError as error:
+        return [Finding(what="store", found=str(error), ok=False)]
+    records = list(store.records())
+    size = sum({record.digest: record.bytes for record in records}.values())
+    free = shutil.disk_usage(store.root).free
+    low = free < LOW_DISK
+    return [
+        Finding(what="store", found=f"{store.root}: {len(records)} artifacts, {human_bytes(size)}"),
+        Finding(
+            what="disk",
+            found=f"{human_bytes(free)} free at the store",
+            ok=not low,
+            way_out="free some space, or choose another place with --store" if low else None,
+        ),
+    ]
+
+
+def _model() -> Finding:
+    from pocket import model_folder
+    from stages.backbones.stable_diffusion import check_folder
+
+    try:
+        check_folder(model_folder())
+    except TokenflowError as error:
+        return Finding(what="pocket model", found=str(error), ok=False, way_out="install tokenflow again")
+    return Finding(what="pocket model", found=str(model_folder()))
+
+
+def _prefect() -> Finding:
+    from .engine import describe_api
+
+    found, ok, way_out = describe_api()
+    return Finding(what="prefect", found=found, ok=ok, way_out=way_out)
+
+
+def _codecs() -> Finding:
+    import av
+
+    wanted = {"h264", "hevc", "vp9", "av1", "prores", "ffv1"}
+    missing = sorted(wanted - av.codecs_available)
+    encoder = "libx264" in av.codecs_available
+    return Finding(
+        what="ffmpeg",
+        found=f"PyAV {av.__version__}, {len(av.codecs_available)} codecs"
+        + (f", without {', '.join(missing)}" if missing else "")
+        + ("" if encoder else ", no H.264 encoder"),
+        ok=encoder,
+        way_out=None if encoder else "install the av wheel from PyPI, which brings libx264",
+    )

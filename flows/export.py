@@ -1,0 +1,110 @@
+"""From artifacts to what people look at: videos and contact sheets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.diffusion.chunks import blocks_of
+from stages.media.export import Written, check_output, write_video
+from stages.media.sheets import contact_sheet, save_png
+from stages.media.video import read_pictures, survey
+from store.artifact import Artifact
+from store.errors import InputError
+from store.records import Record
+from store.store import Store
+
+
+def output_files(video: Path, prompts: Sequence[str], output: Path | None, suffix: str) -> list[Path]:
+    """Where each prompt's result goes: `output`, numbered when there are several, else named after video and prompt."""
+    if output and len(prompts) == 1:
+        return [output]
+    if output:
+        return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, len(prompts) + 1)]
+    names: list[str] = []
+    for prompt in prompts:
+        words = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60].strip("-") or "edit"
+        name = f"{video.stem}-{words}"
+        taken = sum(1 for other in names if other == name or re.fullmatch(re.escape(name) + r"-\d+", other))
+        names.append(f"{name}-{taken + 1}" if taken else name)
+    return [Path(f"{name}{suffix}") for name in names]
+
+
+def check_outputs(files: Sequence[Path], video: Path) -> None:
+    """InputError, before anything is computed, where a result could not be written."""
+    for file in files:
+        check_output(file, video)
+
+
+def export_edit(edit: Artifact, frames: Artifact, file: Path, *, step: int, source: Path | None) -> Written:
+    """Write an edited clip with the source's times, and its sound where `source` is there."""
+    return write_video(
+        file,
+        rgb_blocks(edit),
+        pts=frames["pts"][:],
+        durations=frames["duration"][:],
+        fps=str(frames.attrs["average_fps"]),
+        variable=bool(frames.attrs["variable"]),
+        step=step,
+        source=source,
+    )
+
+
+def rgb_blocks(artifact: Artifact) -> Iterator[np.ndarray[Any, Any]]:
+    """Frames of an artifact, rgb (frame, height, width, channel) uint8, a few at a time."""
+    return (artifact["rgb"][block.start : block.stop] for block in blocks_of(artifact["rgb"].shape[0]))
+
+
+def preview_sheet(edit: Artifact, frames: Artifact, label: str, file: Path) -> None:
+    """Edited keyframes below the source's own, as one PNG."""
+    shown = [int(frame) for frame in edit["frame"][:]]
+    source = np.stack([frames["rgb"][frame : frame + 1][0] for frame in shown])
+    save_png(contact_sheet([("source", source), (label, edit["rgb"][:])], columns=8), file)
+
+
+def video_sheet(videos: Sequence[Path], labels: Sequence[str], columns: int, file: Path) -> None:
+    """Frames of several videos at the same places of the clip, one labelled row each, as one PNG."""
+    rows = []
+    for video, label in zip(videos, labels, strict=True):
+        clip = survey(video)
+        wanted = set(np.linspace(0, clip.info.frames - 1, min(columns, clip.info.frames)).round().astype(int).tolist())
+        rows.append((label, np.stack([p.rgb for p in read_pictures(clip) if p.index in wanted])))
+    save_png(contact_sheet(rows, columns=columns), file)
+
+
+def export_key(store: Store, prefix: str, file: Path) -> Written:
+    """Write the clip of a key as a video: an edit, or the decoded frames themselves; without sound."""
+    record = store.resolve(prefix)
+    artifact = store.find(record.recipe)
+    if artifact is None:
+        raise InputError(
+            f"{record.stage}/{record.hex[:12]} was removed from the store; run its edit again to have it back"
+        )
+    if record.stage not in ("propagate_tokens", "decode_frames"):
+        raise InputError(
+            f"{record.stage}/{record.hex[:12]} is no video; export a propagate_tokens or decode_frames key"
+        )
+    frames_record = ancestor(store, record, "decode_frames")
+    frames = store.find(frames_record.recipe)
+    if frames is None:
+        raise InputError(f"the frames of {record.hex[:12]}, which hold its times, were removed; run its edit again")
+    step = frames_record.recipe.spec["step"]
+    assert isinstance(step, int)
+    return export_edit(artifact, frames, file, step=step, source=None)
+
+
+def ancestor(store: Store, record: Record, stage: str) -> Record:
+    """The record of `stage` that a record was made from."""
+    if record.stage == stage:
+        return record
+    for key in record.recipe.inputs.values():
+        if not re.fullmatch(r"[0-9a-f]{64}", key):
+            continue
+        found = ancestor(store, store.resolve(key), stage)
+        if found.stage == stage:
+            return found
+    return record

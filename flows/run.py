@@ -1,0 +1,156 @@
+"""One command from beginning to end: check what can be checked, compute what is missing, write the results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from store.artifact import Artifact
+from store.errors import StorePlaceError
+from store.layout import human_bytes
+from store.store import Store
+
+from .edit import edit, preview
+from .engine import Wanted, choose_engine, run_with_prefect
+from .export import check_outputs, export_edit, output_files, preview_sheet
+from .plan import Plan
+from .tasks import Progress, Quiet, Session, Use
+
+FlowName = Literal["edit-video", "preview-video"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave: one output per prompt, what it had of the store, and what the user should hear."""
+
+    outputs: list[dict[str, Any]]
+    uses: list[Use]
+    notes: list[str]
+    seconds: float
+    store: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """The one JSON object of `tf run --json`."""
+        stages = [
+            {
+                "stage": use.node.stage,
+                "key": use.node.key.hex,
+                "hit": use.hit,
+                "seconds": round(use.seconds, 3),
+                "bytes": use.artifact.nbytes,
+            }
+            for use in self.uses
+        ]
+        return {
+            "outputs": self.outputs, "stages": stages, "seconds": round(self.seconds, 3), "store": str(self.store),
+        }  # fmt: skip
+
+
+def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress: Progress | None = None) -> Result:
+    """Edit the video once per prompt and write the clips."""
+    began = time.perf_counter()
+    prompts = list(dict.fromkeys(plan.config.prompts))
+    files = output_files(plan.config.video, prompts, output, ".mp4")
+    check_outputs(files, plan.config.video)
+    session, edits = _walk(plan, edit, "edit-video", engine, progress)
+    frames = session.find(plan.decode)
+    assert frames is not None, "an edit asks for its frames"
+    outputs, notes = [], []
+    for prompt, artifact, file in zip(prompts, edits, files, strict=True):
+        written = export_edit(artifact, frames, file, step=plan.decode.spec.step, source=plan.config.video)
+        fps = written.frames / written.seconds
+        outputs.append(
+            {
+                "prompt": prompt,
+                "file": str(file),
+                "frames": written.frames,
+                "fps": round(fps, 6),
+                "width": written.width,
+                "height": written.height,
+            }
+        )
+        notes += [note for note in written.notes if note not in notes]
+    return _result(session, outputs, notes, began, "run")
+
+
+def run_preview(plan: Plan, output: Path | None, engine: Wanted = "auto", progress: Progress | None = None) -> Result:
+    """Edit the keyframes alone, once per prompt, and write them as pictures."""
+    began = time.perf_counter()
+    prompts = list(dict.fromkeys(plan.config.prompts))
+    files = output_files(plan.config.video, prompts, output, "-preview.png" if output is None else ".png")
+    session, edits = _walk(plan, preview, "preview-video", engine, progress)
+    frames = session.find(plan.decode)
+    assert frames is not None, "a preview asks for its frames"
+    outputs = []
+    for prompt, artifact, file in zip(prompts, edits, files, strict=True):
+        preview_sheet(artifact, frames, prompt, file)
+        outputs.append({"prompt": prompt, "file": str(file), "frames": int(artifact["rgb"].shape[0])})
+    return _result(session, outputs, [], began, "preview")
+
+
+def explain_plan(plan: Plan) -> list[dict[str, Any]]:
+    """Per artifact: found or not, bytes it would write before compression, and why it is not there."""
+    rows = []
+    for node in plan.nodes:
+        why = plan.store.explain(node.key, plan.keys)
+        rows.append(
+            {
+                "stage": node.stage,
+                "key": node.key.hex,
+                "hit": why is None,
+                "bytes": plan.needed_bytes(node),
+                "why": str(why) if why else None,
+            }
+        )
+    return rows
+
+
+def cut_prompts(uses: list[Use]) -> list[str]:
+    """What the model did not read of the prompts, as its artifacts remember it."""
+    said: dict[str, str] = {}
+    for use in uses:
+        note = use.artifact.record.note
+        cut = note.get("cut") if isinstance(note, dict) else None
+        said |= {str(k): str(v) for k, v in cut.items()} if isinstance(cut, dict) else {}
+    return [f"the prompt {prompt!r} is longer than the model reads: {rest!r} was cut" for prompt, rest in said.items()]
+
+
+def _walk(
+    plan: Plan, work: Callable[[Session], list[Artifact]], name: FlowName, engine: Wanted, progress: Progress | None
+) -> tuple[Session, list[Artifact]]:
+    """Do `work` over a session, with an engine where there is something to compute."""
+    session = Session(plan, progress=progress or Quiet())
+    missing = any(plan.find(node) is None for node in plan.nodes)
+    if missing:
+        _check_store(plan.store, sum(plan.needed_bytes(node) for node in plan.nodes))
+    chosen = choose_engine(engine, missing)
+    return session, work(session) if chosen == "direct" else run_with_prefect(session, work, name)
+
+
+def _check_store(store: Store, needed: int) -> None:
+    store.check_writable()
+    free = store.free_bytes()
+    if needed > free:
+        raise StorePlaceError(
+            f"this run would write up to {human_bytes(needed)} to {store.root}, where {human_bytes(free)} is free; "
+            "free some space, choose another place with --store, or lower --token-budget"
+        )
+
+
+def _result(session: Session, outputs: list[dict[str, Any]], notes: list[str], began: float, command: str) -> Result:
+    uses = session.used()
+    plan = session.plan
+    result = Result(outputs, uses, [*cut_prompts(uses), *notes], time.perf_counter() - began, plan.store.root)
+    if any(not use.hit for use in uses):
+        plan.store.save_run(
+            {
+                "command": command,
+                "config": plan.config.model_dump(mode="json"),
+                "video": plan.video_key,
+                **result.to_json(),
+            }
+        )
+    return result
