@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from store.errors import InputError
 from store.schemas import Frozen
 
 
@@ -30,7 +31,10 @@ class NoiseSchedule(Frozen):
 
 
 def timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:
-    """The `num_steps` timesteps of sampling, noisiest first, spaced as diffusers' DDIMScheduler spaces them."""
+    """The `num_steps` timesteps of sampling, noisiest first, spaced as diffusers' DDIMScheduler spaces them.
+
+    raises   InputError where a timestep would lie beyond those that the model was trained on
+    """
     trained = schedule.num_train_timesteps
     if schedule.timestep_spacing == "leading":
         visited = np.arange(num_steps, dtype=float)[::-1] * (trained // num_steps) + schedule.steps_offset
@@ -38,6 +42,11 @@ def timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:
         visited = np.round(trained - np.arange(num_steps) * (trained / num_steps)) - 1
     else:
         visited = np.linspace(0, trained - 1, num_steps).round()[::-1]
+    if visited[0] >= trained:
+        raise InputError(
+            f"{num_steps} steps begin at timestep {int(visited[0])}, and this model knows 0 to {trained - 1}; "
+            f"use at most {trained - schedule.steps_offset} steps"
+        )
     return tuple(int(t) for t in visited)
 
 

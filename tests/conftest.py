@@ -1,0 +1,60 @@
+"""Settings that must be in the environment before torch and the hub's client are imported, and small models."""
+
+from __future__ import annotations
+
+import os
+
+# Two-thread OpenMP is ten times slower than one thread as soon as anything else runs on the machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # it announces that torchvision is missing; it must be
+os.environ["DIFFUSERS_VERBOSITY"] = "error"
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from stages.backbones.stable_diffusion import StableDiffusion
+    from tests.tiny.method import Prepared
+
+# A busy machine is no failure.
+settings.register_profile(
+    "tokenflow", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("tokenflow")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random diffusers folder of SD 1.x's structure with a 4× AutoencoderTiny. Read only: copy it to break it."""
+    from tests.tiny.models import save_model
+
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", vae="tiny")
+
+
+@pytest.fixture(scope="session")
+def kl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an 8× AutoencoderKL, as SD 1.5 has, and UNet levels of other widths."""
+    from tests.tiny.models import save_model
+
+    return save_model(tmp_path_factory.mktemp("models") / "kl", vae="kl", block_out_channels=(16, 24, 32, 40))
+
+
+@pytest.fixture(scope="session")
+def backbone(tiny_folder: Path) -> StableDiffusion:
+    """The tiny model, loaded as a user's folder is."""
+    from stages.backbones.stable_diffusion import Runtime, load
+
+    return load(str(tiny_folder), Runtime(frames_per_pass=4))
+
+
+@pytest.fixture(scope="session")
+def prepared(backbone: StableDiffusion, tiny_folder: Path) -> Prepared:
+    """A moving clip of 11 frames, inverted, its tokens extracted and matched (interval 4, two places, 5 steps)."""
+    from tests.tiny.method import moving_clip, prepare
+
+    return prepare(backbone, tiny_folder, moving_clip(11))

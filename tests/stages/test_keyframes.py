@@ -1,0 +1,104 @@
+"""Promises of the keyframe schedule: who may be drawn, who follows whom, and how much."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.diffusion.keyframes import allowed_places, blend_weights, drawn_keyframes, intervals, neighbours, support
+
+FRAMES, INTERVALS, OFFSETS, SEEDS = st.integers(1, 80), st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**40)
+
+
+@given(frames=FRAMES, interval=INTERVALS)
+def test_intervals_hold_every_frame_once(frames: int, interval: int) -> None:
+    pieces = intervals(frames, interval)
+    assert [frame for piece in pieces for frame in piece] == list(range(frames))
+    assert all(len(piece) == interval for piece in pieces[:-1])
+    assert 1 <= len(pieces[-1]) <= interval
+
+
+@given(frames=FRAMES, interval=INTERVALS, offsets=OFFSETS, seed=SEEDS)
+def test_keyframes_are_drawn_one_per_interval_from_the_allowed_places(
+    frames: int, interval: int, offsets: int, seed: int
+) -> None:
+    drawn = drawn_keyframes(frames, interval, offsets, 7, seed)
+    pieces = intervals(frames, interval)
+    assert drawn.shape == (7, len(pieces))
+    allowed = set(support(frames, interval, offsets).tolist())
+    for row in drawn:
+        assert all(int(keyframe) in piece for keyframe, piece in zip(row, pieces, strict=True))
+        assert set(row.tolist()) <= allowed
+    assert np.array_equal(drawn, drawn_keyframes(frames, interval, offsets, 7, seed))
+
+
+@given(frames=FRAMES, interval=INTERVALS, offsets=OFFSETS)
+def test_the_support_has_as_many_places_per_interval_as_asked(frames: int, interval: int, offsets: int) -> None:
+    held = support(frames, interval, offsets).tolist()
+    assert held == sorted(set(held))
+    for piece in intervals(frames, interval):
+        own = [frame for frame in held if frame in piece]
+        assert own == allowed_places(piece, offsets)
+        assert len(own) == min(offsets, len(piece))
+
+
+@given(frames=FRAMES, interval=INTERVALS)
+def test_with_every_place_allowed_the_support_is_the_clip(frames: int, interval: int) -> None:
+    assert support(frames, interval, interval).tolist() == list(range(frames))
+
+
+def test_draws_depend_on_the_seed_and_on_the_step_and_reach_every_place() -> None:
+    drawn = drawn_keyframes(64, 8, 8, 200, seed=0)
+    assert not np.array_equal(drawn, drawn_keyframes(64, 8, 8, 200, seed=1))
+    assert len({tuple(row) for row in drawn.tolist()}) > 190
+    counts = np.bincount((drawn % 8).ravel(), minlength=8)  # 1600 draws from 8 places: 200 each, deviation 13
+    assert counts.min() > 140
+    assert counts.max() < 260
+
+
+def test_one_place_is_the_same_keyframes_at_every_step() -> None:
+    assert (drawn_keyframes(21, 8, 1, 5, seed=3) == [[4, 12, 18]] * 5).all()
+
+
+def test_a_longer_edit_starts_with_the_draws_of_a_shorter_one() -> None:
+    assert np.array_equal(drawn_keyframes(30, 5, 5, 9, 1)[:4], drawn_keyframes(30, 5, 5, 4, 1))
+
+
+@given(frames=FRAMES, interval=INTERVALS, offsets=OFFSETS, seed=SEEDS)
+def test_every_frame_follows_the_nearest_keyframes_on_both_sides(
+    frames: int, interval: int, offsets: int, seed: int
+) -> None:
+    keyframes = drawn_keyframes(frames, interval, offsets, 1, seed)[0]
+    found = neighbours(frames, keyframes)
+    assert found.shape == (frames, 2)
+    for frame in range(frames):
+        before = [place for place, keyframe in enumerate(keyframes) if keyframe <= frame]
+        after = [place for place, keyframe in enumerate(keyframes) if keyframe >= frame]
+        previous, following = (before or after[:1])[-1], (after or before[-1:])[0]
+        assert found[frame].tolist() == [previous, following]
+
+
+@given(frames=FRAMES, interval=INTERVALS, offsets=OFFSETS, seed=SEEDS, blend=st.sampled_from(["linear", "sigmoid"]))
+def test_weights_sum_to_one(frames: int, interval: int, offsets: int, seed: int, blend: str) -> None:
+    keyframes = drawn_keyframes(frames, interval, offsets, 1, seed)[0]
+    weights = blend_weights(frames, keyframes, blend)  # type: ignore[arg-type]
+    assert weights.dtype == np.float32
+    assert weights.shape == (frames, 2)
+    assert (weights >= 0).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=0, atol=1e-6)
+
+
+def test_linear_weights_reach_one() -> None:
+    weights = blend_weights(12, np.array([2, 6, 9], np.int32), "linear")
+    assert weights[:, 0].tolist() == pytest.approx([1, 1, 1, 3 / 4, 1 / 2, 1 / 4, 1, 2 / 3, 1 / 3, 1, 1, 1])
+
+
+def test_sigmoid_weights_never_leave_the_middle() -> None:
+    weights = blend_weights(12, np.array([2, 6, 9], np.int32), "sigmoid")
+    between = [3, 4, 5, 7, 8]
+    assert ((weights[between] > 0.268) & (weights[between] < 0.732)).all()
+    assert weights[4, 0] == pytest.approx(1 - 1 / (1 + np.exp(-0.5)))
+    assert (np.diff(weights[3:6, 0]) < 0).all(), "the nearer the next keyframe, the less of the previous one"
+    assert (weights[[0, 1, 2, 6, 9, 10, 11], 0] == 1).all(), "a frame with one neighbour is not mixed"
