@@ -1,0 +1,137 @@
+"""Who walks a run: nobody but us, or Prefect. Decided here; Prefect is imported only when it is to walk.
+
+Nothing to compute, or `direct`: plain function calls. Otherwise the API that Prefect is configured for, else a
+server on this machine's usual port, else an ephemeral one that starts while the model loads.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, TypeVar
+
+from store.errors import InputError, TokenflowError
+
+from .plan import Plan
+from .tasks import Session
+
+T = TypeVar("T")
+Wanted = Literal["auto", "prefect", "direct"]
+Chosen = Literal["prefect", "direct"]
+
+LOCAL_API = ("127.0.0.1", 4200, "/api")
+SECONDS_TO_ANSWER = 3
+DEFAULTS = {  # of Prefect's settings, where the user has none of their own
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # logs reach the API; the terminal shows our own lines
+}
+
+
+class EngineError(TokenflowError):
+    """Prefect failed, not the run: what is finished is in the store; the command line exits with 1."""
+
+
+def set_defaults() -> None:
+    """Give Prefect our defaults: no telemetry, a quiet terminal, time for a first start. Before it is imported."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def choose_engine(wanted: Wanted, work_to_do: bool) -> Chosen:
+    """Who is to walk; where that is Prefect, it is left configured for the server to use.
+
+    raises    InputError when `prefect` is wanted and the configured API does not answer; under `auto` that is a warning
+              on stderr, and plain calls
+    """
+    if wanted == "direct" or not work_to_do:
+        return "direct"
+    set_defaults()
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if url is None:
+        if local_server_answers():
+            host, port, path = LOCAL_API
+            os.environ["PREFECT_API_URL"] = f"http://{host}:{port}{path}"
+            refresh_global_settings_context()
+        return "prefect"
+    if api_answers():
+        return "prefect"
+    if wanted == "prefect":
+        raise InputError(
+            f"the Prefect API {url} does not answer; start its server, "
+            "correct or unset PREFECT_API_URL (or the Prefect profile), or use --engine direct"
+        )
+    print(f"The Prefect API {url} does not answer, so this run goes on without Prefect.", file=sys.stderr)
+    return "direct"
+
+
+def api_answers() -> bool:
+    """Whether the configured Prefect API is healthy, asked once."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(sync_client=True, httpx_settings={"timeout": SECONDS_TO_ANSWER}) as client,
+    ):
+        return client.api_healthcheck() is None
+
+
+def local_server_answers() -> bool:
+    """Whether a Prefect server listens on this machine's usual port."""
+    host, port, path = LOCAL_API
+    connection = http.client.HTTPConnection(host, port, timeout=SECONDS_TO_ANSWER)
+    try:
+        connection.request("GET", f"{path}/health")
+        answer = connection.getresponse()
+        return answer.status == 200 and answer.read(16).strip() == b"true"
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def needs_model(plan: Plan) -> bool:
+    """Whether computing what is missing takes the model: anything but decoding, and matching kept tokens."""
+    without = {"decode_frames"} | ({"match_tokens"} if plan.keeps_tokens else set())
+    return any(node.stage not in without and plan.find(node) is None for node in plan.nodes)
+
+
+def run_with_prefect(session: Session, work: Callable[[Session], T], name: Literal["edit-video", "preview-video"]) -> T:
+    """Do `work` inside a Prefect flow run, one task run per part of a stage; returns what `work` returns.
+
+    session   its engine becomes Prefect's for the run
+    name      of the flow
+    raises    what `work` raises, the same object, KeyboardInterrupt too (the flow run is then Cancelled);
+              EngineError when Prefect itself fails
+    """
+    set_defaults()
+    from flows import edit_flow
+
+    preload(session)
+    flow = edit_flow.edit_video if name == "edit-video" else edit_flow.preview_video
+    return edit_flow.run(session, work, flow)
+
+
+def preload(session: Session) -> None:
+    """Load the model in the background, where it will be needed: Prefect's server starts meanwhile.
+
+    An error is left to whoever asks for `session.backbone`: nothing was loaded, so asking meets it again.
+    """
+
+    def load() -> None:
+        with suppress(Exception):
+            _ = session.backbone
+
+    if needs_model(session.plan):
+        threading.Thread(target=load, name="load model", daemon=True).start()
