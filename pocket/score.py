@@ -28,7 +28,7 @@ HELD_OUT_SEED = 20231010  # no training stage uses it
 
 def load_pipeline(folder: Path | None = None) -> StableDiffusionPipeline:
     """The pocket pipeline in float32 with its progress bar off."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder or model_folder(), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder or model_folder(), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -32,7 +32,7 @@ def test_paused_run_ends_at_the_same_weights(undisturbed: Path, tmp_path: Path) 
 
 
 def test_exported_folder_is_a_stable_diffusion_pipeline(undisturbed: Path) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(undisturbed / "model", torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(undisturbed / "model", dtype=torch.float32)
     assert pipeline.vae_scale_factor == 4
     assert pipeline.vae.config.scaling_factor != 1.0
     assert pipeline.safety_checker is None
