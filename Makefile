@@ -1,5 +1,5 @@
 # Everything a newcomer runs. `make demo` and `make test` are all the README asks for; both make .venv first.
-PYTHON ?= python3.11
+PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 

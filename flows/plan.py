@@ -51,6 +51,7 @@ class Plan:
     def __init__(self, config: EditConfig, runtime: RuntimeConfig, store: Store) -> None:
         self.config, self.runtime, self.store = config, runtime, store
         self.notes: list[str] = []
+        self._found: dict[str, Artifact] = {}
         self.video: VideoInfo = probe(config.video)
         self.model: ModelFiles = find_model(config.model, store)
         geometry = geometry_of(self.model, store)
@@ -113,8 +114,10 @@ class Plan:
         return {node.key.hex: node.key for node in self.nodes}
 
     def find(self, node: Node) -> Artifact | None:
-        """The committed artifact of a node."""
-        return self.store.find(node.key)
+        """The committed artifact of a node; one that was found is not looked for again by this plan."""
+        if node.key.hex not in self._found and (artifact := self.store.find(node.key)):
+            self._found[node.key.hex] = artifact
+        return self._found.get(node.key.hex)
 
     def schema(self, node: Node) -> Schema:
         """What the node's artifact holds, or will hold: sizes are the decoded clip's where it is there."""

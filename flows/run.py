@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stages.media.export import VERSION, Written
 from store.artifact import Artifact
 from store.errors import StorePlaceError
 from store.layout import human_bytes
@@ -60,7 +61,7 @@ def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress:
     assert frames is not None, "an edit asks for its frames"
     outputs, notes = [], []
     for prompt, artifact, file in zip(prompts, edits, files, strict=True):
-        written = export_edit(artifact, frames, file, step=plan.decode.spec.step, source=plan.config.video)
+        written = _exported(plan, artifact, frames, file)
         fps = written.frames / written.seconds
         outputs.append(
             {
@@ -106,6 +107,17 @@ def explain_plan(plan: Plan) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _exported(plan: Plan, edit: Artifact, frames: Artifact, file: Path) -> Written:
+    """The clip written to `file`, unless these very bytes are already there."""
+    what = f"export {VERSION} {edit.digest} {frames.digest} {plan.video_key} {file.absolute()}"
+    kept = plan.store.recall(what)
+    if isinstance(kept, dict) and file.is_file() and plan.store.file_hash(file) == kept["blake3"]:
+        return Written.model_validate(kept["written"])
+    written = export_edit(edit, frames, file, step=plan.decode.spec.step, source=plan.config.video)
+    plan.store.remember(what, {"blake3": plan.store.file_hash(file), "written": written.model_dump(mode="json")})
+    return written
 
 
 def cut_prompts(uses: list[Use]) -> list[str]:

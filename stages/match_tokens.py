@@ -172,7 +172,7 @@ class Matcher:
         self._wait(range(start, block.stop), units[start - block.start :])
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Index uint16 and similarity float16 (frame, side, token); behind the last keyframe there is that one alone."""
+        """Index uint16, similarity float16 (frame, side, token); frames after the last keyframe have that one only."""
         assert self.index is not None
         for frames, _ in self.waiting:
             self._copy(frames, from_side=0)

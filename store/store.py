@@ -179,17 +179,24 @@ class Store:
 
     def remembered(self, what: str, make: Callable[[], JsonValue]) -> JsonValue:
         """A small JSON value that is a pure function of `what` (which names its version too), made once and kept."""
-        note = self.layout.hashes / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
-        try:
-            kept = json.loads(note.read_text("utf-8"))
+        value = self.recall(what)
+        if value is None:
+            value = make()
+            self.remember(what, value)
+        return value
+
+    def recall(self, what: str) -> JsonValue:
+        """What `remember` was last told of `what`; None when nothing is known."""
+        with suppress(OSError, ValueError, KeyError, TypeError):  # never told, or a damaged note
+            kept = json.loads(self._note(what).read_text("utf-8"))
             if kept["of"] == what:
                 return kept["value"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # never made, or a damaged note: made again
-        value = make()
-        with suppress(OSError):  # a store that is only read: made again next time
-            write_whole(note, json.dumps({"of": what, "value": value}))
-        return value
+        return None
+
+    def remember(self, what: str, value: JsonValue) -> None:
+        """Keep a small JSON value under `what`; a store that can only be read forgets it."""
+        with suppress(OSError):
+            write_whole(self._note(what), json.dumps({"of": what, "value": value}))
 
     def free_bytes(self) -> int:
         """Bytes that may still be written."""
@@ -212,6 +219,9 @@ class Store:
             probe.unlink()
 
     # inside
+
+    def _note(self, what: str) -> Path:
+        return self.layout.hashes / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
 
     def _open(self) -> None:
         if not self.layout.format.is_file():
