@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import http.client
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Literal, TypeVar
 
 from store.errors import InputError, TokenflowError
@@ -119,8 +121,39 @@ def run_with_prefect(session: Session, work: Callable[[Session], T], name: Liter
     from flows import edit_flow
 
     preload(session)
+    start_server()
     flow = edit_flow.edit_video if name == "edit-video" else edit_flow.preview_video
     return edit_flow.run(session, work, flow)
+
+
+def start_server() -> None:
+    """Start Prefect's ephemeral server where no API is configured; EngineError when it does not come up.
+
+    It is started by a thread that blocks SIGINT, which the server inherits: Ctrl-C reaches every process of the
+    terminal, and without its server Prefect would retry for minutes to say that the run was cancelled.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value() is not None:
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    failure: list[Exception] = []
+
+    def start() -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            SubprocessASGIServer().start()
+        except Exception as error:
+            failure.append(error)
+
+    starting = threading.Thread(target=copy_context().run, args=(start,), name="start Prefect's server", daemon=True)
+    starting.start()
+    starting.join()
+    if failure:
+        reason = " ".join(str(failure[0]).split())[:300]
+        raise EngineError(f"Prefect's own server does not start ({reason}); use --engine direct") from failure[0]
 
 
 def preload(session: Session) -> None:

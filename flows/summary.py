@@ -80,7 +80,7 @@ def _picture(session: Session) -> list[str]:
     edited = edit or keyframes
     if source is None or edited is None:
         return []
-    places = range(len(edited["rgb"])) if edit else edited.schema.coordinates["frame"]
+    places = range(edited["rgb"].shape[0]) if edit else edited.schema.coordinates["frame"]
     chosen = np.unique(np.linspace(0, len(places) - 1, min(MOST_FRAMES, len(places))).round().astype(int))
     pairs = [(source["rgb"][int(places[k])], edited["rgb"][int(k)]) for k in chosen]
     seconds = float(np.sum(source["duration"][:])) if edit else 0.4 * len(pairs)
