@@ -41,7 +41,8 @@ PROMPTS = {
     ),
     "ring": (
         "a blue striped ring on sand",
-        ["a pink striped ring on sand", "a blue striped ring on grass", "a red striped ring on snow", "a blue ring on sand"],
+        ["a pink striped ring on sand", "a blue striped ring on grass", "a red striped ring on snow",
+         "a blue ring on sand"],
     ),
     "star": (
         "a yellow star on water",
@@ -78,8 +79,8 @@ def measure_clip(name: str, options: argparse.Namespace) -> None:
     """All prompts of one clip, a row each, and its sheet."""
     source_prompt, prompts = PROMPTS[name]
     config = make_config(
-        video=ROOT / "examples" / f"{name}.mp4", prompts=tuple(prompts), source_prompt=source_prompt, model=options.model,
-        steps=options.steps, editor=options.editor, editor_settings=parse_settings(options.set),
+        video=ROOT / "examples" / f"{name}.mp4", prompts=tuple(prompts), source_prompt=source_prompt,
+        model=options.model, steps=options.steps, editor=options.editor, editor_settings=parse_settings(options.set),
         guidance_scale=options.guidance_scale, keyframe_offsets=options.keyframe_offsets,
     )  # fmt: skip
     plan = Plan(config, make_runtime(), Store(options.store or options.output / "store"))
