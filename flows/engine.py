@@ -103,10 +103,10 @@ def local_server_answers() -> bool:
         connection.close()
 
 
-def needs_model(plan: Plan) -> bool:
-    """Whether computing what is missing takes the model: anything but decoding, and matching kept tokens."""
+def needs_model(plan: Plan, *, preview: bool = False) -> bool:
+    """Whether computing what a run (or a preview) lacks takes the model: all but decoding and matching kept tokens."""
     without = {"decode_frames"} | ({"match_tokens"} if plan.keeps_tokens else set())
-    return any(node.stage not in without and plan.find(node) is None for node in plan.nodes)
+    return any(node.stage not in without for node in plan.to_compute(preview=preview))
 
 
 def run_with_prefect(session: Session, work: Callable[[Session], T], name: Literal["edit-video", "preview-video"]) -> T:
@@ -120,7 +120,8 @@ def run_with_prefect(session: Session, work: Callable[[Session], T], name: Liter
     set_defaults()
     from flows import edit_flow
 
-    preload(session)
+    if needs_model(session.plan, preview=name == "preview-video"):
+        preload(session)
     start_server()
     flow = edit_flow.edit_video if name == "edit-video" else edit_flow.preview_video
     return edit_flow.run(session, work, flow)
@@ -157,7 +158,7 @@ def start_server() -> None:
 
 
 def preload(session: Session) -> None:
-    """Load the model in the background, where it will be needed: Prefect's server starts meanwhile.
+    """Load the model in the background: Prefect's server starts meanwhile.
 
     An error is left to whoever asks for `session.backbone`: nothing was loaded, so asking meets it again.
     """
@@ -166,5 +167,4 @@ def preload(session: Session) -> None:
         with suppress(Exception):
             _ = session.backbone
 
-    if needs_model(session.plan):
-        threading.Thread(target=load, name="load model", daemon=True).start()
+    threading.Thread(target=load, name="load model", daemon=True).start()
