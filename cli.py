@@ -2,14 +2,16 @@
 
 import inspect
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
     from flows.plan import Plan
@@ -34,7 +36,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 def edit_options(
     video: Annotated[Path, typer.Argument(help="The video to edit.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="What the edit shows; several share all they can.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="What the edit shows; give it again for another edit.")
+    ] = None,
     model: Annotated[str, typer.Option(metavar="ID|DIR|FILE|pocket", help="The text-to-image model.")] = "pocket",
     source_prompt: Annotated[str, typer.Option(help="What the video shows.")] = "",
     frames: Annotated[
@@ -50,7 +54,10 @@ def edit_options(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the editor, e.g. feature=0.6.")
     ] = None,
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 7.5,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance, 1 is none; 7.5 or what the model advises without it."),
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
     keyframe_interval: Annotated[int, typer.Option(help="Frames per keyframe.")] = 8,
     keyframe_offsets: Annotated[int, typer.Option(help="Places in an interval that a keyframe may have.")] = 2,
@@ -78,8 +85,11 @@ def edit_options(
 
 def open_store(place: str | None) -> "Store":
     """The store named by --store or TOKENFLOW_STORE, or the one in the platform's user cache folder."""
+    from store.errors import InputError
     from store.store import Store
 
+    if place is not None and not place.strip():
+        raise InputError("--store is empty; name a folder, or leave it out")
     if place is None:
         import platformdirs
 
@@ -159,7 +169,7 @@ def preview(
 
 @command
 def plan_(plan: "Plan", as_json: JsonOption = False) -> None:
-    """Say what a run would compute and reuse, how much it would write, and why; runs nothing."""
+    """Say what a run would compute, reuse and write, and why."""
     from flows.run import explain_plan
     from flows.terminal import plan_table, say, stdout
 
@@ -245,7 +255,7 @@ def sheet(
 
 @command
 def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Look at this machine: versions, device, store, disk, Prefect, codecs, and what is wrong with each."""
+    """Look at this machine, and say what is wrong and the way out."""
     from flows.doctor import examine
     from flows.terminal import findings_table, stdout
 
@@ -268,8 +278,12 @@ def _described(record: Any) -> dict[str, Any]:
 def _perform(name: str, plan: "Plan", output: Path | None, engine: str, as_json: bool) -> None:
     """Run an edit or a preview with progress on stderr, and print what came of it."""
     import flows.run
+    from flows.engine import Wanted
     from flows.terminal import Bars, say, stage_table, stdout
+    from store.errors import InputError
 
+    if engine not in get_args(Wanted):
+        raise InputError(f"--engine {engine!r}: have {', '.join(get_args(Wanted))}")
     for note in plan.notes:
         say(note)
     with Bars() as bars:
@@ -301,7 +315,28 @@ def main_options(
 
 def main() -> None:
     """The `tf` command."""
-    app()
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(logging.Formatter("tf: %(message)s"))
+    logging.getLogger("store").addHandler(warnings)
+    try:
+        code = app(prog_name="tf", standalone_mode=False)
+    except TyperException as error:
+        raise SystemExit(_usage(error)) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
+    raise SystemExit(code or 0)
+
+
+def _usage(error: TyperException) -> int:
+    """Say in one sentence what the command line itself got wrong; nothing but `tf` asks for help."""
+    context = getattr(error, "ctx", None)
+    place = context.command_path if context else "tf"
+    if not sys.argv[1:]:
+        print(context.get_help() if context else "tf --help says what there is")
+    else:
+        sentence = " ".join(error.format_message().split()).rstrip(".")
+        print(f"tf: {sentence[:1].lower()}{sentence[1:]}; see {place} --help", file=sys.stderr)
+    return error.exit_code
 
 
 if __name__ == "__main__":

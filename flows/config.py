@@ -42,8 +42,8 @@ class EditConfig(Frozen):
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)
     editor: str = Field("pnp", title="Editor", description="the editing base")
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings", description="its own settings by name")
-    guidance_scale: float = Field(
-        7.5, title="Guidance scale", description="classifier-free guidance; 1 is none", ge=0, le=100
+    guidance_scale: float | None = Field(
+        None, title="Guidance scale", description="1 is none; 7.5 or what the model advises without it", ge=0, le=100
     )
     negative_prompt: str = Field("", title="Negative prompt", description="what to keep away from")
     keyframe_interval: int = Field(8, title="Keyframe interval", description="frames per keyframe", ge=1, le=64)
@@ -70,7 +70,7 @@ def parse_bytes(text: str) -> int:
     """Read a size such as "8GiB", "500MB" or "0" (units are powers of 1024); InputError otherwise."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if match is None:
-        raise InputError(f"{text!r} is not a size; write for example 8GiB, 500MB or 0")
+        raise InputError(f"--token-budget {text!r} is not a size; write for example 8GiB, 500MB or 0")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
@@ -97,6 +97,9 @@ def make_config(**given: Any) -> EditConfig:
     for prompt in given["prompts"]:
         if not prompt.strip():
             raise InputError("--prompt is empty; say what the edit shows")
+    for prompt in (*given["prompts"], given.get("source_prompt", ""), given.get("negative_prompt", "")):
+        if not _is_unicode(prompt):
+            raise InputError(f"the prompt {prompt!r} is not valid UTF-8; check the terminal's encoding")
     return _checked(EditConfig, given)
 
 
@@ -114,4 +117,14 @@ def _checked(kind: type[Config], given: dict[str, Any]) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
+        option = {"--editor-settings": "--set", "--prompts": "--prompt"}.get(option, option)
         raise InputError(f"{option} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text can be written down: bytes that were no UTF-8 on the command line cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

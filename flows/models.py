@@ -7,8 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, JsonValue, ValidationError
+
 from store.errors import InputError
+from store.schemas import Frozen
 from store.store import Store
+
+ADVICE_FILE = "tokenflow.json"
+
+
+class Advice(Frozen):
+    """What a model's maker found to work, in `tokenflow.json` beside its weights: used where the user says nothing."""
+
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    editors: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)  # editor → its settings
 
 
 @dataclass(frozen=True)
@@ -19,12 +31,15 @@ class ModelFiles:
     load_from: str
     folder: Path
     key: str
+    advice: Advice
 
 
 def find_model(name: str, store: Store) -> ModelFiles:
     """The model called `name`: 'pocket', a diffusers folder, a single checkpoint file, or a hub id."""
     from stages.backbones.stable_diffusion import check_folder, identity_files
 
+    if not name.strip():
+        raise InputError("--model is empty; give a diffusers folder, a .safetensors file, a hub id, or 'pocket'")
     if name == "pocket":
         from pocket import model_folder
 
@@ -43,7 +58,7 @@ def find_model(name: str, store: Store) -> ModelFiles:
         )
     check_folder(folder)
     files = [path.relative_to(folder) for path in identity_files(folder)]
-    return ModelFiles(name, load_from, folder, f"blake3:{store.folder_hash(folder, files)}")
+    return ModelFiles(name, load_from, folder, f"blake3:{store.folder_hash(folder, files)}", _advice(folder))
 
 
 def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
@@ -65,6 +80,16 @@ def geometry_of(model: ModelFiles, store: Store) -> Any:
         f"geometry 1 {model.key}", lambda: geometry(read_configs(model.folder)).model_dump(mode="json")
     )
     return ModelGeometry.model_validate(traced)
+
+
+def _advice(folder: Path) -> Advice:
+    file = folder / ADVICE_FILE
+    try:
+        return Advice.model_validate_json(file.read_bytes()) if file.is_file() else Advice()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise InputError(f"{file}: {where}: {first['msg']}; mend or delete that file") from None
 
 
 def _downloaded(name: str) -> Path:

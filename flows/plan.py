@@ -32,7 +32,7 @@ STAGES: Mapping[str, Any] = {
     "edit_keyframes": edit_keyframes,
     "propagate_tokens": propagate_tokens,
 }
-PREPARE = tuple(STAGES)[:4]
+GUIDANCE_SCALE = 7.5  # as in the paper, where neither the user nor the model says otherwise
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class Plan:
         self._check_steps()
         start, stop, step = parse_frames(config.frames, self.video.frames) if config.frames else (0, None, 1)
         self.expected_frames = len(range(start, self.video.frames if stop is None else stop, step))
+        if stop == self.video.declared_frames:
+            stop = None  # to the end: the same frames under the same key, said or not
         video_key = f"blake3:{store.file_hash(config.video)}"
         self.decode = self._node(
             "decode_frames",
@@ -98,6 +100,10 @@ class Plan:
                 seed=config.seed,
             ),
             {"tokens": self.extract.key.hex},
+        )
+        advised = self.model.advice.guidance_scale
+        self.guidance_scale = next(
+            scale for scale in (config.guidance_scale, advised, GUIDANCE_SCALE) if scale is not None
         )
         editor = editors.choose(config.editor, self._editor_settings())
         self.edits = [self._edit(prompt, editor) for prompt in dict.fromkeys(config.prompts)]
@@ -135,15 +141,32 @@ class Plan:
             return edit_keyframes.outputs(node.spec, field=field, layout=self.layout)
         return propagate_tokens.outputs(node.spec, frames=frames, layout=self.layout)
 
+    def to_compute(self, *, preview: bool = False) -> list[Node]:
+        """What a run (or a preview) would compute, in DAG order: what its results need and the store has not.
+
+        What is neither there nor needed, since it was collected or a preview stops before it, is not computed.
+        """
+        needed: set[str] = set()
+
+        def need(node: Node) -> None:
+            if node.key.hex not in needed and not self.find(node):
+                needed.add(node.key.hex)
+                for above in self._above(node):
+                    need(above)
+
+        for node in (self.decode, *(pair[0 if preview else 1] for pair in self.edits)):
+            need(node)
+        return [node for node in self.nodes if node.key.hex in needed]
+
     def needed_bytes(self, node: Node) -> int:
-        """Bytes the node will write, before compression; 0 where its artifact is there."""
+        """Bytes the node's artifact takes, before compression; 0 where it is there."""
         return 0 if self.find(node) else self.schema(node).nbytes(self.frames)
 
     def summary(self) -> str:
         """One sentence on what the run would do about tokens, and on the whole."""
-        missing = [node for node in self.nodes if not self.find(node)]
+        missing = self.to_compute()
         if not missing:
-            return "everything is there; nothing would be computed"
+            return "all that is needed is there; nothing would be computed"
         kept = (
             "tokens are kept"
             if self.keeps_tokens
@@ -214,6 +237,21 @@ class Plan:
     def _latents(self) -> Schema:
         return invert_frames.outputs(self.invert.spec, frames=self._frames, layout=self.layout)
 
+    def _above(self, node: Node) -> list[Node]:
+        """The artifacts that computing a node reads, or writes along with its own."""
+        source = [self.invert, self.extract, self.match]
+        if node.stage == "decode_frames":
+            return []
+        if node.stage == "invert_frames":
+            return [self.decode]
+        if node.stage == "extract_tokens":
+            return [self.invert]
+        if node.stage == "match_tokens":
+            return [self.extract] if self.keeps_tokens else [self.invert, self.extract]
+        if node.stage == "edit_keyframes":
+            return source
+        return [*source, next(keyframes for keyframes, edit in self.edits if edit is node)]
+
     def _edit(self, prompt: str, editor: editors.EditorChoice) -> tuple[Node, Node]:
         config = self.config
         keyframes = self._node(
@@ -221,7 +259,7 @@ class Plan:
             edit_keyframes.Spec(
                 prompt=prompt,
                 negative_prompt=config.negative_prompt,
-                guidance_scale=config.guidance_scale,
+                guidance_scale=self.guidance_scale,
                 editor=editor,
                 attended_keyframes=config.attended_keyframes,
             ),
@@ -241,7 +279,13 @@ class Plan:
         return Node(stage, spec, ArtifactKey.of(stage, STAGES[stage].VERSION, spec, inputs), prompt)
 
     def _editor_settings(self) -> dict[str, Any]:
-        settings = dict(self.config.editor_settings)
+        advised = self.model.advice.editors.get(self.config.editor, {})
+        used = {name: value for name, value in advised.items() if name not in self.config.editor_settings}
+        if self.config.guidance_scale is None and self.model.advice.guidance_scale is not None:
+            used = {"guidance_scale": self.model.advice.guidance_scale, **used}
+        if used:
+            self.notes.append("as this model advises: " + ", ".join(f"{name} {value}" for name, value in used.items()))
+        settings = advised | self.config.editor_settings
         if self.config.editor == "sdedit":
             settings.setdefault("seed", self.config.seed)
         return settings

@@ -37,7 +37,7 @@ def summary(session: Session) -> str:
         "model": config.model,
         "editor": config.editor,
         "steps": config.steps,
-        "guidance_scale": config.guidance_scale,
+        "guidance_scale": plan.guidance_scale,
         "keyframe_interval": config.keyframe_interval,
         "seed": config.seed,
         "device": plan.device,
