@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,26 @@ def check_outputs(files: Sequence[Path], video: Path) -> None:
         check_output(file, video)
 
 
+def check_pictures(files: Sequence[Path], video: Path) -> None:
+    """The same for pictures."""
+    for file in files:
+        check_picture(file)
+        if file.exists() and file.samefile(video):
+            raise InputError(f"{file} is the source itself; give the picture another name")
+
+
+def check_picture(file: Path) -> None:
+    """InputError, before anything is drawn, if a picture cannot be written to `file`."""
+    if file.suffix.lower() != ".png":
+        raise InputError(f"{file} does not say what to write; end its name in .png")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; name a file in it")
+    if not file.parent.is_dir():
+        raise InputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise InputError(f"{file} cannot be written (permission denied); choose another folder")
+
+
 def export_edit(edit: Artifact, frames: Artifact, file: Path, *, step: int, source: Path | None) -> Written:
     """Write an edited clip with the source's times, and its sound where `source` is there."""
     return write_video(
@@ -68,6 +89,7 @@ def preview_sheet(edit: Artifact, frames: Artifact, label: str, file: Path) -> N
 
 def video_sheet(videos: Sequence[Path], labels: Sequence[str], columns: int, file: Path) -> None:
     """Frames of several videos at the same places of the clip, one labelled row each, as one PNG."""
+    check_picture(file)
     rows = []
     for video, label in zip(videos, labels, strict=True):
         clip = survey(video)
@@ -78,6 +100,7 @@ def video_sheet(videos: Sequence[Path], labels: Sequence[str], columns: int, fil
 
 def export_key(store: Store, prefix: str, file: Path) -> Written:
     """Write the clip of a key as a video: an edit, or the decoded frames themselves; without sound."""
+    check_output(file)
     record = store.resolve(prefix)
     artifact = store.find(record.recipe)
     if artifact is None:

@@ -16,8 +16,9 @@ from store.store import Store
 
 from .edit import edit, preview
 from .engine import Wanted, choose_engine, run_with_prefect
-from .export import check_outputs, export_edit, output_files, preview_sheet
+from .export import check_outputs, check_pictures, export_edit, output_files, preview_sheet
 from .plan import Plan
+from .runtime import check_device
 from .tasks import Progress, Quiet, Session, Use
 
 FlowName = Literal["edit-video", "preview-video"]
@@ -81,7 +82,8 @@ def run_preview(plan: Plan, output: Path | None, engine: Wanted = "auto", progre
     """Edit the keyframes alone, once per prompt, and write them as pictures."""
     began = time.perf_counter()
     prompts = list(dict.fromkeys(plan.config.prompts))
-    files = output_files(plan.config.video, prompts, output, "-preview.png" if output is None else ".png")
+    files = output_files(plan.config.video, prompts, output, "-preview.png")
+    check_pictures(files, plan.config.video)
     session, edits = _walk(plan, preview, "preview-video", engine, progress)
     frames = session.find(plan.decode)
     assert frames is not None, "a preview asks for its frames"
@@ -93,17 +95,23 @@ def run_preview(plan: Plan, output: Path | None, engine: Wanted = "auto", progre
 
 
 def explain_plan(plan: Plan) -> list[dict[str, Any]]:
-    """Per artifact: found or not, bytes it would write before compression, and why it is not there."""
+    """Per artifact: found or not, bytes it would write before compression, and why it is not there.
+
+    What is not there and not needed either says so, and writes nothing.
+    """
     rows = []
+    to_compute = {node.key.hex for node in plan.to_compute()}
     for node in plan.nodes:
         why = plan.store.explain(node.key, plan.keys)
+        needed = node.key.hex in to_compute
         rows.append(
             {
                 "stage": node.stage,
                 "key": node.key.hex,
                 "hit": why is None,
-                "bytes": plan.needed_bytes(node),
-                "why": str(why) if why else None,
+                "compute": needed,
+                "bytes": plan.needed_bytes(node) if needed else 0,
+                "why": None if why is None else str(why) if needed else f"{why}; not needed for this run",
             }
         )
     return rows
@@ -135,10 +143,11 @@ def _walk(
 ) -> tuple[Session, list[Artifact]]:
     """Do `work` over a session, with an engine where there is something to compute."""
     session = Session(plan, progress=progress or Quiet())
-    missing = any(plan.find(node) is None for node in plan.nodes)
+    missing = plan.to_compute(preview=name == "preview-video")
     if missing:
-        _check_store(plan.store, sum(plan.needed_bytes(node) for node in plan.nodes))
-    chosen = choose_engine(engine, missing)
+        check_device(plan)
+        _check_store(plan.store, sum(plan.needed_bytes(node) for node in missing))
+    chosen = choose_engine(engine, bool(missing))
     return session, work(session) if chosen == "direct" else run_with_prefect(session, work, name)
 
 

@@ -10,8 +10,13 @@ from .plan import Plan
 
 def load_backbone(plan: Plan) -> StableDiffusion:
     """Load the plan's model; InputError where it, or the device, cannot be had."""
+    check_device(plan)
+    return load(plan.model.load_from, Runtime(device=plan.device, frames_per_pass=plan.runtime.frames_per_pass))
+
+
+def check_device(plan: Plan) -> None:
+    """InputError where the device that was asked for is not there: to be told before anything is computed."""
     import torch
 
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device is visible to torch here; use --device cpu, or see tf doctor")
-    return load(plan.model.load_from, Runtime(device=plan.device, frames_per_pass=plan.runtime.frames_per_pass))

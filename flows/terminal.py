@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,7 +19,17 @@ from .doctor import Finding
 from .plan import Node, Plan
 from .tasks import Use
 
-stdout, stderr = Console(highlight=False), Console(stderr=True, highlight=False)
+PIPE_COLUMNS = 200  # where nobody's window limits a table
+
+
+def _console(to_stderr: bool) -> Console:
+    """Prints what it is given: no markup, since prompts and paths may hold brackets and colons."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_COLUMNS
+    return Console(stderr=to_stderr, highlight=False, markup=False, emoji=False, width=width)
+
+
+stdout, stderr = _console(False), _console(True)
 
 
 class Bars:
@@ -28,8 +37,9 @@ class Bars:
 
     def __init__(self) -> None:
         self.bars = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal,
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=stderr, disable=not stderr.is_terminal,
         )  # fmt: skip
         self.task: Any = None
 
@@ -82,8 +92,8 @@ def plan_table(plan: Plan, rows: Sequence[dict[str, Any]]) -> Table:
     table.add_column("why", overflow="fold")
     for row, node in zip(rows, plan.nodes, strict=True):
         table.add_row(
-            row["stage"], "reuse" if row["hit"] else "compute", row["key"][:12], node.prompt or "",
-            "–" if row["hit"] else human_bytes(row["bytes"]), row["why"] or "",
+            row["stage"], "reuse" if row["hit"] else "compute" if row["compute"] else "–", row["key"][:12],
+            node.prompt or "", human_bytes(row["bytes"]) if row["compute"] else "–", row["why"] or "",
         )  # fmt: skip
     return table
 
@@ -130,7 +140,7 @@ def record_text(record: Record, path: str | None) -> Table:
         ),
     ]
     for name, value in rows:
-        table.add_row(name, escape(value))
+        table.add_row(name, value)
     return table
 
 
@@ -139,7 +149,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     table = Table("", "what", "found", box=None, pad_edge=False)
     for finding in findings:
         way_out = f"\n→ {finding.way_out}" if finding.way_out else ""
-        table.add_row("ok" if finding.ok else "!!", finding.what, escape(finding.found + way_out))
+        table.add_row("ok" if finding.ok else "!!", finding.what, finding.found + way_out)
     return table
 
 

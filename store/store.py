@@ -36,8 +36,8 @@ class Store:
     """Artifacts by key, under one folder.
 
     root      made when it is not there; an existing store is only read until something is drafted
-    raises    StorePlaceError when it can be neither made nor read; StoreError when `root` is another layout's store or
-              holds other things
+    raises    StorePlaceError when it can be neither made nor read, or holds other things; StoreError when it is
+              another layout's store
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -241,7 +241,7 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             strangers = [path.name for path in self.root.iterdir() if not path.name.startswith((".", "lost+found"))]
             if strangers and not self.layout.format.is_file():  # another process may have made it meanwhile
-                raise StoreError(
+                raise StorePlaceError(
                     f"{self.root} is no store and not empty (it holds {strangers[0]!r}); "
                     "name an empty or new folder with --store"
                 )

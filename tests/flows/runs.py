@@ -1,0 +1,109 @@
+"""Runs of the whole method on a tiny model, and what they executed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flows.runtime
+from flows.config import make_config, make_runtime
+from flows.plan import STAGES, Plan
+from flows.run import Result, run_edit
+from stages import extract_tokens
+from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
+from store.store import Store
+from tests.stages.clips import write_clip
+
+PREPARE = ["decode_frames", "invert_frames", "extract_tokens", "match_tokens"]
+EDIT = ["edit_keyframes", "propagate_tokens"]
+ALL = [*PREPARE, *EDIT]
+SMALL: dict[str, Any] = {"steps": 2, "keyframe_interval": 3, "prompts": ("a red ball",)}
+
+
+@dataclass
+class Executed:
+    """What was really executed: stage `run`s begun, models loaded, frames of UNet passes."""
+
+    stages: Counter[str] = field(default_factory=Counter)
+    models: int = 0
+    passed: int = 0
+
+    def clear(self) -> None:
+        """Forget what was counted so far."""
+        self.stages.clear()
+        self.models = self.passed = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The stages that were executed, in DAG order; a source pass is extract_tokens at work."""
+        return [name for name in ALL if self.stages[name]]
+
+
+def small_clip(path: Path, frames: int = 7, **options: Any) -> Path:
+    """A numbered clip of 32×32 pixels."""
+    return write_clip(path, frames=frames, width=32, height=32, **options)
+
+
+def make_plan(video: Path, model: Path, store: Path | Store, **changed: Any) -> Plan:
+    """The plan of a small edit."""
+    runtime = {n: changed.pop(n) for n in ("device", "frames_per_pass", "token_budget") if n in changed}
+    config = make_config(video=video, model=str(model), **(SMALL | changed))
+    return Plan(config, make_runtime(**runtime), store if isinstance(store, Store) else Store(store))
+
+
+def edit(plan: Plan, folder: Path) -> Result:
+    """Run a plan without Prefect; videos go to `folder`."""
+    return run_edit(plan, folder / "edit.mp4", "direct")
+
+
+def computed(result: Result) -> list[str]:
+    """The stages that a run says it computed, in DAG order, each once."""
+    return list(dict.fromkeys(use.node.stage for use in result.uses if not use.hit))
+
+
+def digests(result: Result) -> dict[tuple[str, str | None], str]:
+    """What came out, by stage and prompt."""
+    return {(use.node.stage, use.node.prompt): use.artifact.digest for use in result.uses}
+
+
+def counting(patch: pytest.MonkeyPatch) -> Executed:
+    """Count what is executed from now on; a model is read from the disk once and shared."""
+    executed = Executed()
+    loaded: dict[str, StableDiffusion] = {}
+    for name, module in STAGES.items():
+        patch.setattr(module, "run", _counted(executed, name, module.run))
+    read = extract_tokens.SourcePass.read
+
+    def counted_read(source: Any, *given: Any) -> Any:
+        executed.stages["extract_tokens"] += 1
+        return read(source, *given)
+
+    def counted_load(model: str, runtime: Runtime) -> StableDiffusion:
+        executed.models += 1
+        if model not in loaded:
+            loaded[model] = load(model, runtime)
+        return StableDiffusion(loaded[model].pipeline, runtime)
+
+    predict = StableDiffusion.predict_noise
+
+    def counted_predict(backbone: StableDiffusion, latents: Any, *given: Any) -> Any:
+        executed.passed += len(latents)
+        return predict(backbone, latents, *given)
+
+    patch.setattr(extract_tokens.SourcePass, "read", counted_read)
+    patch.setattr(StableDiffusion, "predict_noise", counted_predict)
+    patch.setattr(flows.runtime, "load", counted_load)
+    return executed
+
+
+def _counted(executed: Executed, name: str, run: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
+    def counted(*given: Any, **named: Any) -> Iterator[Any]:
+        executed.stages[name] += 1
+        yield from run(*given, **named)
+
+    return counted
