@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from store.errors import InputError
 from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .backbones.layout import ModelLayout
@@ -63,7 +64,10 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
     for layer in layout.layers:
         token, chunk = f"token_{layer.tokens}", frames_per_chunk(count, 2 * layer.tokens * 2)
         if layer.tokens > np.iinfo(np.uint16).max + 1:
-            raise ValueError(f"{layer.name} has {layer.tokens} tokens, more than a uint16 field can name")
+            raise InputError(
+                f"frames of this size have {layer.tokens} tokens in {layer.name}, more than the 65536 that a field "
+                "can name; choose a smaller --size"
+            )
         shared = {
             "dims": ("timestep", "frame", "side", token),
             "shape": (steps, count, 2, layer.tokens),

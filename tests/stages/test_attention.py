@@ -147,7 +147,9 @@ def test_neighbouring_keyframes_are_attended() -> None:
     frames=st.integers(1, 4), queries=st.integers(1, 12), keys=st.integers(1, 12), shared=st.booleans(),
     seed=st.integers(0, 999),
 )  # fmt: skip
-def test_nearest_tokens_are_the_brute_force_argmax(frames: int, queries: int, keys: int, shared: bool, seed: int) -> None:
+def test_nearest_tokens_are_the_brute_force_argmax(
+    frames: int, queries: int, keys: int, shared: bool, seed: int
+) -> None:
     asked = random(frames, queries, 6, seed=seed)
     offered = random(1 if shared else frames, keys, 6, seed=seed + 1000)
     index, similarity = nearest_tokens(normalized(asked), normalized(offered))

@@ -34,7 +34,7 @@ def test_timesteps_are_those_of_diffusers(spacing: Any, count: int, offset: int)
 
 
 def test_more_steps_than_the_model_has_noise_levels_is_one_sentence() -> None:
-    """With an offset of one, step 1000 would be asked of a model that knows 0–999: diffusers fails on it with an index."""
+    """With an offset of one it would be asked for timestep 1000 of 0–999: diffusers fails on it with an IndexError."""
     with pytest.raises(InputError, match="999"):
         timesteps(NoiseSchedule(steps_offset=1), 1000)
     assert timesteps(NoiseSchedule(steps_offset=0), 1000)[0] == 999
@@ -116,7 +116,9 @@ def test_a_step_there_and_back_with_one_prediction_changes_nothing(prediction: s
     noisy = noised(levels, clean, latents, 600)
     signal, noise = levels.at(600) ** 0.5, (1 - levels.at(600)) ** 0.5
     truth = latents if prediction == "epsilon" else signal * latents - noise * clean
-    torch.testing.assert_close(levels.step(noisy, truth, 600, 300), noised(levels, clean, latents, 300), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        levels.step(noisy, truth, 600, 300), noised(levels, clean, latents, 300), rtol=0, atol=1e-5
+    )
     found_clean, found_noise = levels.split(noisy, truth, 600)
     torch.testing.assert_close(found_clean, clean, rtol=0, atol=1e-5)
     torch.testing.assert_close(found_noise, latents, rtol=0, atol=1e-5)

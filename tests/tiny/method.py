@@ -70,7 +70,9 @@ def prepare(
         backbone, shapes, rgb, inverted.coordinates["timestep"], {"latents": inverted}, empty, empty, empty
     )
     prepared = replace(prepared, latents=invert(prepared, spec))
-    tokens = extract_tokens.outputs(extract_tokens.Spec(prompt=prompt), latents=inverted, layout=shapes, keep_tokens=True)
+    tokens = extract_tokens.outputs(
+        extract_tokens.Spec(prompt=prompt), latents=inverted, layout=shapes, keep_tokens=True
+    )
     prepared = replace(prepared, schemas={"latents": inverted, "tokens": tokens})
     prepared = replace(prepared, tokens=extract(prepared, prompt))
     return rematched(prepared, **schedule)
@@ -113,9 +115,9 @@ def rematched(prepared: Prepared, source: match_tokens.Tokens | None = None, **s
     return replace(prepared, field=field, schemas={**prepared.schemas, "field": schema})
 
 
-def edit_spec(prompt: str = "an edit", editor: str = "pnp", settings: dict[str, JsonValue] | None = None, **fields: Any) -> (
-    edit_keyframes.Spec
-):  # fmt: skip
+def edit_spec(
+    prompt: str = "an edit", editor: str = "pnp", settings: dict[str, JsonValue] | None = None, **fields: Any
+) -> edit_keyframes.Spec:
     """An edit's Spec with the editor chosen by name."""
     return edit_keyframes.Spec(prompt=prompt, editor=editors.choose(editor, settings or {}), **fields)
 

@@ -55,7 +55,7 @@ def make_pipeline(seed: int = 0, vae: str = "kl", **unet: Any) -> Any:
     else:
         autoencoder = AutoencoderTiny(
             encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
-            num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),
+            num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1), scaling_factor=8.0,
         )  # fmt: skip
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
