@@ -32,7 +32,8 @@ def preview(session: Session) -> list[Artifact]:
 def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_node: Node) -> tuple[Step, Step]:
     """The two stages that see one prompt: its keyframes, and the whole clip."""
     plan = session.plan
-    source: dict[str, Any] = {"latents": prepared.latents, "tokens": prepared.tokens, "field": prepared.field}
+    # The field is asked for before the tokens: where they are not kept, matching writes the tokens' artifact as well.
+    source: dict[str, Any] = {"latents": prepared.latents, "field": prepared.field, "tokens": prepared.tokens}
 
     def keyframes(part: range, latents: Artifact, tokens: Artifact, field: Artifact) -> Blocks:
         return edit_keyframes.run(
