@@ -62,8 +62,7 @@ def choose_engine(wanted: Wanted, work_to_do: bool) -> Chosen:
     url = PREFECT_API_URL.value()
     if url is None:
         if local_server_answers():
-            host, port, path = LOCAL_API
-            os.environ["PREFECT_API_URL"] = f"http://{host}:{port}{path}"
+            os.environ["PREFECT_API_URL"] = _local_url()
             refresh_global_settings_context()
         return "prefect"
     if api_answers():
@@ -75,6 +74,30 @@ def choose_engine(wanted: Wanted, work_to_do: bool) -> Chosen:
         )
     print(f"The Prefect API {url} does not answer, so this run goes on without Prefect.", file=sys.stderr)
     return "direct"
+
+
+def describe_api() -> tuple[str, bool, str | None]:
+    """Which Prefect API a run would use, whether it works, and if not the way out (for `tf doctor`); starts nothing."""
+    set_defaults()
+    try:
+        import prefect
+        from prefect.settings import PREFECT_API_URL
+    except Exception as error:  # a broken installation fails in a dozen ways
+        reason = " ".join(str(error).split())[:200]
+        return f"cannot be imported ({reason})", False, "install tokenflow again, or use --engine direct"
+    url = PREFECT_API_URL.value()
+    if url is None:
+        server = f"the server at {_local_url()}" if local_server_answers() else "a server of its own for each run"
+        return f"{prefect.__version__}, no API configured: {server}", True, None
+    if api_answers():
+        return f"{prefect.__version__}, API {url}", True, None
+    way_out = "start its server, correct or unset PREFECT_API_URL (or the Prefect profile), or use --engine direct"
+    return f"{prefect.__version__}, API {url} does not answer", False, way_out
+
+
+def _local_url() -> str:
+    host, port, path = LOCAL_API
+    return f"http://{host}:{port}{path}"
 
 
 def api_answers() -> bool:
@@ -120,15 +143,18 @@ def run_with_prefect(session: Session, work: Callable[[Session], T], name: Liter
     set_defaults()
     from flows import edit_flow
 
+    server_is_up = start_server()
     if needs_model(session.plan, preview=name == "preview-video"):
         preload(session)
-    start_server()
+    server_is_up()
     flow = edit_flow.edit_video if name == "edit-video" else edit_flow.preview_video
     return edit_flow.run(session, work, flow)
 
 
-def start_server() -> None:
-    """Start Prefect's ephemeral server where no API is configured; EngineError when it does not come up.
+def start_server() -> Callable[[], None]:
+    """Start Prefect's ephemeral server where no API is configured.
+
+    What is returned waits until the server answers, and raises EngineError when it does not come up.
 
     It is started by a thread that blocks SIGINT, which the server inherits: Ctrl-C reaches every process of the
     terminal, and without its server Prefect would retry for minutes to say that the run was cancelled.
@@ -136,7 +162,7 @@ def start_server() -> None:
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value() is not None:
-        return
+        return lambda: None
     from prefect.server.api.server import SubprocessASGIServer
 
     failure: list[Exception] = []
@@ -151,10 +177,14 @@ def start_server() -> None:
 
     starting = threading.Thread(target=copy_context().run, args=(start,), name="start Prefect's server", daemon=True)
     starting.start()
-    starting.join()
-    if failure:
-        reason = " ".join(str(failure[0]).split())[:300]
-        raise EngineError(f"Prefect's own server does not start ({reason}); use --engine direct") from failure[0]
+
+    def wait() -> None:
+        starting.join()
+        if failure:
+            reason = " ".join(str(failure[0]).split())[:300]
+            raise EngineError(f"Prefect's own server does not start ({reason}); use --engine direct") from failure[0]
+
+    return wait
 
 
 def preload(session: Session) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from flows import edit_flow
 from flows.config import EditConfig, RuntimeConfig
-from flows.engine import DEFAULTS, choose_engine, run_with_prefect
+from flows.engine import DEFAULTS, choose_engine, describe_api, run_with_prefect
 from flows.plan import Plan
 from flows.prepare import prepare
 from flows.run import run_edit, run_preview
@@ -32,7 +32,7 @@ from store.errors import InputError
 from store.store import Store
 from tests.stages.clips import write_clip
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a busy machine is no failure
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_START = 300
@@ -337,6 +337,11 @@ def test_an_api_that_does_not_answer_is_named(
         with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/api does not answer.*--engine direct"):
             choose_engine("prefect", work_to_do=True)
         assert choose_engine("auto", work_to_do=True) == "direct"
+        found, works, way_out = describe_api()
+    assert found.endswith("API http://127.0.0.1:9/api does not answer")
+    assert not works
+    assert "--engine direct" in str(way_out)
+    assert describe_api()[1:] == (True, None)
     warning = capsys.readouterr().err
     assert "http://127.0.0.1:9/api does not answer" in warning
     assert warning.count("\n") == 1
@@ -363,7 +368,7 @@ def in_another_process(program: str, tmp_path: Path, *arguments: object) -> str:
     environment.pop("DO_NOT_TRACK", None)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
