@@ -46,18 +46,18 @@ class Recipe:
     seed: int = 0
     size: int = 64
     autoencoder_images: int = 6144
-    autoencoder_steps: int = 2000
+    autoencoder_steps: int = 1400
     autoencoder_batch: int = 8
     autoencoder_rate: float = 2e-3
     autoencoder_channels: int = 32
-    latent_images: int = 28672
+    latent_images: int = 20480
     denoiser_channels: tuple[int, int, int, int] = (48, 96, 128, 128)
-    denoiser_steps: int = 4800
+    denoiser_steps: int = 2350
     denoiser_batch: int = 16
     denoiser_rate: float = 1.5e-3
     text_width: int = 96
-    judge_images: int = 6144
-    judge_steps: int = 800
+    judge_images: int = 5120
+    judge_steps: int = 600
     judge_batch: int = 32
     judge_rate: float = 3e-3
     average_every: int = 8
@@ -529,7 +529,8 @@ def train_judge(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
     autoencoder = _load_autoencoder(recipe, worker)
     scenes = _share(sample_scenes(recipe.judge_images, _generator(recipe.seed, "judge-scenes")), worker)
     clean = torch.cat([(x * 127.5 + 127.5).round().byte() for x in _painted(scenes, recipe.size, worker.device)])
-    masks = torch.cat([render(scenes[i : i + 64], recipe.size).mask for i in range(0, len(scenes), 64)])
+    chunks = [scenes[i : i + 64].to(worker.device) for i in range(0, len(scenes), 64)]
+    masks = torch.cat([render(chunk, recipe.size).mask for chunk in chunks])
     with torch.no_grad():
         decoded = torch.cat(
             [
@@ -543,14 +544,13 @@ def train_judge(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
     attributes = _attributes(scenes).to(worker.device)
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        pick = torch.randint(len(clean), (recipe.judge_batch,), generator=generator)
-        use_clean = (torch.rand(recipe.judge_batch, generator=generator) < 0.4)[:, None, None, None]
-        rgb = torch.where(use_clean, clean[pick], decoded[pick]).float() / 255
-        strength = 0.08 * torch.rand((recipe.judge_batch, 1, 1, 1), generator=generator)
-        noisy = rgb + strength * torch.randn(rgb.shape, generator=generator)
+        batch = (recipe.judge_batch, 1, 1, 1)
+        pick = torch.randint(len(clean), batch[:1], generator=generator).to(worker.device)
+        use_clean, strength, use_blur = (torch.rand(batch, generator=generator).to(worker.device) for _ in range(3))
+        noise = torch.randn((recipe.judge_batch, 3, recipe.size, recipe.size), generator=generator).to(worker.device)
+        noisy = torch.where(use_clean < 0.4, clean[pick], decoded[pick]).float() / 255 + 0.08 * strength * noise
         blurred = F.avg_pool2d(F.pad(noisy, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        use_blur = (torch.rand(recipe.judge_batch, generator=generator) < 0.25)[:, None, None, None]
-        return judge_loss(model(torch.where(use_blur, blurred, noisy)), attributes[pick], masks[pick])
+        return judge_loss(model(torch.where(use_blur < 0.25, blurred, noisy)), attributes[pick], masks[pick])
 
     finished = _fit(
         "judge", model, loss_of, recipe, worker, steps=recipe.judge_steps, rate=recipe.judge_rate,
@@ -600,8 +600,9 @@ def export(recipe: Recipe, run: Path, out: Path, judge_out: Path | None) -> int:
     (part / "tokenizer" / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (part / "tokenizer" / "merges.txt").write_text("\n".join(lines) + "\n")
-    if (out / "README.md").exists():
-        shutil.copy(out / "README.md", part / "README.md")
+    for beside in ("README.md", "tokenflow.json"):  # written by hand: a new export keeps them
+        if (out / beside).exists():
+            shutil.copy(out / beside, part / beside)
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     if judge_out is not None and (run / "judge.pt").exists():
