@@ -1,0 +1,1 @@
+"""Reference numbers of every stage on the tiny model, made by `python -m tests.golden.make`."""

@@ -1,0 +1,296 @@
+"""One contract for loaded models, what is known of them without their weights, and what is said of broken ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages.backbones.layout import geometry, layout, noise_schedule, read_configs
+from stages.backbones.stable_diffusion import Runtime, StableDiffusion, check_folder, identity_files, load
+from stages.diffusion.attention import INJECTED_FEATURE
+from stages.diffusion.checks import NonFiniteLatents, finite
+from store.errors import InputError
+from tests.tiny.method import Prepared, edit_of_keyframes, edit_spec, moving_clip, prepare, propagate
+
+FAMILIES = ("tiny_folder", "kl_folder")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> StableDiffusion:
+    return load(str(folder), Runtime(frames_per_pass=2))
+
+
+class TestContract:
+    @torch.inference_mode()
+    def test_pictures_to_latents_and_back(self, model: StableDiffusion, folder: Path) -> None:
+        rgb, shapes = moving_clip(3, width=40, height=32), geometry(read_configs(folder))
+        latents = model.encode(rgb)
+        assert latents.dtype == torch.float32
+        assert latents.shape == (3, 4, 32 // shapes.multiple, 40 // shapes.multiple)
+        assert torch.equal(latents, model.encode(rgb)), "nothing is sampled"
+        decoded = model.decode(latents)
+        assert decoded.shape == rgb.shape
+        assert decoded.dtype == np.uint8
+
+    @torch.inference_mode()
+    def test_latents_are_in_the_autoencoders_scaled_units(self, model: StableDiffusion) -> None:
+        rgb = moving_clip(1)
+        pixels = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+        encoded = model.vae.encode(pixels)
+        raw = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        assert model.vae.config.scaling_factor != 1
+        torch.testing.assert_close(model.encode(rgb), raw * model.vae.config.scaling_factor, rtol=1e-4, atol=1e-5)
+        expected = ((model.vae.decode(raw).sample / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1).numpy()
+        decoded = model.decode(raw * model.vae.config.scaling_factor)
+        assert np.abs(decoded - expected).max() <= 1
+
+    @torch.inference_mode()
+    def test_black_and_white_are_clamped_not_wrapped(self, model: StableDiffusion) -> None:
+        extreme = model.decode(torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 500)
+        raw = model.vae.decode(torch.zeros(1, 4, 4, 4)).sample
+        assert raw.abs().max() < 50
+        assert extreme.dtype == np.uint8
+        assert extreme.min() == 0 or extreme.max() == 255
+
+    @torch.inference_mode()
+    def test_text_is_what_the_pipeline_embeds(self, model: StableDiffusion) -> None:
+        prompts = ["a red ball", "", "a very long prompt that the tokenizer has no room for"]
+        expected = torch.cat([model.pipeline.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
+        torch.testing.assert_close(model.encode_text(prompts), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(expected[0], expected[1], atol=1e-3)
+
+    def test_what_is_cut_from_a_prompt_is_said(self, model: StableDiffusion) -> None:
+        room = model.pipeline.tokenizer.model_max_length - 2  # the byte tokenizer: one letter, one token
+        assert model.cut_from("x" * room) == ""
+        assert model.cut_from("x" * room + "yz") == "yz"
+        assert model.cut_from("") == ""
+
+    def test_passes_cover_all_frames_once(self, model: StableDiffusion) -> None:
+        covered = [frame for some in model.passes(7) for frame in range(*some.indices(7))]
+        assert covered == list(range(7))
+        assert [some.stop - some.start for some in model.passes(7)] == [2, 2, 2, 1]
+        assert list(model.passes(0)) == []
+
+    @torch.inference_mode()
+    def test_the_prediction_is_the_unets(self, model: StableDiffusion) -> None:
+        latents = torch.randn(2, 4, 8, 10, generator=torch.Generator().manual_seed(0))
+        text = model.encode_text(["", "a thing"])
+        ours = model.predict_noise(latents, 301, text)
+        theirs = model.unet(latents, torch.tensor(301), encoder_hidden_states=text).sample
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == torch.float32
+
+    @pytest.mark.parametrize("size", [(48, 40), (64, 64), (104, 56)])  # latents that three halvings do not divide, too
+    @torch.inference_mode()
+    def test_the_layout_is_what_a_real_pass_shows(
+        self, model: StableDiffusion, folder: Path, size: tuple[int, int]
+    ) -> None:
+        known = layout(read_configs(folder), *size)
+        seen: dict[str, tuple[int, ...]] = {}
+
+        def noting(name: str) -> Any:
+            return lambda module, inputs, output: seen.__setitem__(name, tuple(output.shape[1:]))
+
+        modules = dict(model.unet.named_modules())
+        hooks = [modules[name].register_forward_hook(noting(name)) for name in [*model.layers, INJECTED_FEATURE]]
+        latents = model.encode(moving_clip(1, width=size[0], height=size[1]))
+        model.predict_noise(latents, 1, model.encode_text([""]))
+        for hook in hooks:
+            hook.remove()
+        assert latents.shape[1:] == (known.latent_channels, known.latent_height, known.latent_width)
+        assert seen.pop(INJECTED_FEATURE) == known.feature
+        assert {layer.name: (layer.tokens, layer.channels) for layer in known.layers} == seen
+        assert [layer.name for layer in known.layers] == list(seen) == model.layers
+        assert list(known.injected_layers) == model.injected_layers
+
+    def test_a_model_of_another_size_runs_the_whole_method(self, model: StableDiffusion, folder: Path) -> None:
+        known = prepare(model, folder, moving_clip(3, width=56, height=40), steps=2, keyframe_interval=2)
+        spec = edit_spec(guidance_scale=3)
+        edited = propagate(known, spec, edit_of_keyframes(known, spec))
+        assert edited["rgb"].shape == (3, 40, 56, 3)
+        assert np.isfinite(edited["latents"]).all()
+
+
+# Where models come from
+
+
+def test_a_hub_id_goes_through_from_pretrained(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub cache as the client lays it out, and no network."""
+    repository, revision = tmp_path / "models--someone--tiny", "0123456789" * 4
+    shutil.copytree(tiny_folder, repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    from_hub, from_folder = load("someone/tiny", Runtime()), load(str(tiny_folder), Runtime())
+    for name, values in from_folder.unet.state_dict().items():
+        assert torch.equal(from_hub.unet.state_dict()[name], values)
+    with pytest.raises(InputError, match="someone/other"):
+        load("someone/other", Runtime())
+
+
+def test_identity_is_the_files_that_may_change_a_result(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    files = {str(path.relative_to(folder)) for path in identity_files(folder)}
+    weights = {f"{part}/{file}" for part, file in [
+        ("unet", "diffusion_pytorch_model.safetensors"), ("vae", "diffusion_pytorch_model.safetensors"),
+        ("text_encoder", "model.safetensors"), ("scheduler", "scheduler_config.json"), ("unet", "config.json"),
+    ]}  # fmt: skip
+    assert weights <= files
+    assert any(name.startswith("tokenizer/") for name in files)
+    (folder / "README.md").write_text("a model")
+    (folder / "unet" / "notes.md").write_text("a note")
+    assert {str(path.relative_to(folder)) for path in identity_files(folder)} == files
+
+
+# What is wrong with a model is one sentence
+
+
+def without_unet(folder: Path) -> None:
+    shutil.rmtree(folder / "unet")
+
+
+def without_index(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+
+
+def garbled_index(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{")
+
+
+def other_pipeline(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+
+
+def pickled_weights(folder: Path) -> None:
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (without_unet, "no unet"),
+        (without_index, "no model_index.json"),
+        (garbled_index, "not valid JSON"),
+        (other_pipeline, "is a FluxPipeline, which is not supported; have StableDiffusionPipeline"),
+        (pickled_weights, "no .safetensors file in vae"),
+    ],
+)
+def test_a_folder_that_is_no_model(
+    tiny_folder: Path, tmp_path: Path, break_it: Callable[[Path], None], said: str
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    check_folder(folder)
+    break_it(folder)
+    with pytest.raises(InputError) as raised:
+        check_folder(folder)
+    assert said in str(raised.value)
+    assert str(folder) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1000, 100_000])
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"])
+def test_a_truncated_weight_file(tiny_folder: Path, tmp_path: Path, part: str, kept: int) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    file = folder / f"{part}.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: min(kept, len(whole) - 1)])
+    with pytest.raises(InputError) as raised:
+        load(str(folder), Runtime())
+    assert str(folder) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"])
+def test_a_config_that_is_missing_or_garbled(tiny_folder: Path, tmp_path: Path, file: str) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / file).write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_configs(folder)
+    (folder / file).unlink()
+    with pytest.raises(InputError, match=file):
+        read_configs(folder)
+
+
+@pytest.mark.parametrize(("component", "name"), [("unet", "UNet3DConditionModel"), ("vae", "VQModel"), ("unet", None)])
+def test_a_component_of_an_unsupported_class(tiny_folder: Path, component: str, name: str | None) -> None:
+    configs = read_configs(tiny_folder)
+    configs[component] = configs[component] | {"_class_name": name}
+    with pytest.raises(InputError, match=f"{name}, which is not supported; have UNet2DConditionModel"):
+        layout(configs, 32, 32)
+
+
+def test_a_config_that_cannot_be_built_is_one_sentence(tiny_folder: Path) -> None:
+    configs = read_configs(tiny_folder)
+    configs["unet"] = configs["unet"] | {"down_block_types": ["NoSuchBlock"] * 4}
+    with pytest.raises(InputError, match="UNet2DConditionModel config cannot be built") as raised:
+        layout(configs, 32, 32)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_schedule_of_a_scheduler_written_for_another_sampler() -> None:
+    """SD 1.5 ships a PNDM file: what DDIM needs is read, the rest is left."""
+    file = {"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+            "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None, "set_alpha_to_one": False}  # fmt: skip
+    schedule = noise_schedule(file)
+    assert (schedule.steps_offset, schedule.set_alpha_to_one, schedule.prediction_type) == (1, False, "epsilon")
+
+
+# Numbers that stop being numbers
+
+
+def test_the_first_bad_frame_is_named() -> None:
+    latents = torch.zeros(4, 2, 3, 3)
+    finite(latents, "a_stage", 401, [5, 6, 8, 9])
+    latents[2, 1, 0, 0], latents[3, 0, 0, 0] = float("inf"), float("nan")
+    with pytest.raises(NonFiniteLatents, match="a_stage: latents are not finite at timestep 401, frame 8"):
+        finite(latents, "a_stage", 401, [5, 6, 8, 9])
+
+
+@pytest.fixture
+def broken(tiny_folder: Path, tmp_path: Path) -> StableDiffusion:
+    """A model whose weights hold a NaN."""
+    model = load(str(tiny_folder), Runtime())
+    model.unet.conv_out.weight[0, 0, 0, 0] = float("nan")
+    return model
+
+
+def test_nan_weights_stop_the_inversion(broken: StableDiffusion, tiny_folder: Path) -> None:
+    with pytest.raises(NonFiniteLatents, match=r"invert_frames: .* timestep 1, frame 0"):
+        prepare(broken, tiny_folder, moving_clip(2), steps=2)
+
+
+def test_nan_in_the_autoencoder_stops_the_inversion(tiny_folder: Path) -> None:
+    model = load(str(tiny_folder), Runtime())
+    next(model.vae.encoder.parameters()).data.fill_(float("nan"))
+    with pytest.raises(NonFiniteLatents, match=r"invert_frames: .* autoencoder's output, frame 0"):
+        prepare(model, tiny_folder, moving_clip(2), steps=2)
+
+
+def test_nan_weights_stop_the_edit(broken: StableDiffusion, prepared: Prepared) -> None:
+    from dataclasses import replace
+
+    spec, bad = edit_spec(guidance_scale=1), replace(prepared, backbone=broken)
+    support, first = prepared.field["support"].tolist(), prepared.timesteps[0]
+    with pytest.raises(NonFiniteLatents, match=f"edit_keyframes: .* timestep {first}, frame {support[0]};"):
+        edit_of_keyframes(bad, spec)
+    keyframe_edit = edit_of_keyframes(prepared, spec)
+    rest = min(set(range(prepared.frames)) - set(support))
+    with pytest.raises(NonFiniteLatents, match=f"propagate_tokens: .* timestep {first}, frame {rest};"):
+        propagate(bad, spec, keyframe_edit)
