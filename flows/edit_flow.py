@@ -8,6 +8,7 @@ since Prefect loads this file by its path as well.
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -223,6 +224,15 @@ def _publish(session: Session) -> None:
         get_run_logger().warning("the run's summary could not be shown: %s", error)
 
 
+def _interrupt_main() -> None:
+    """Ctrl-C for the main thread; as a real signal, where there are any, it ends a blocking call too."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
 @contextmanager
 def _cancellable() -> Iterator[None]:
     """Interrupt the main thread when the flow run is to be cancelled: Prefect tells only runs that it started."""
@@ -236,7 +246,7 @@ def _cancellable() -> Iterator[None]:
                     if state is not None and state.type == StateType.CANCELLING:
                         with deciding:
                             if not ended.is_set():
-                                _thread.interrupt_main()
+                                _interrupt_main()
                         return
 
     context = copy_context()  # the thread is to see the same Prefect settings
