@@ -58,3 +58,11 @@ def prepared(backbone: StableDiffusion, tiny_folder: Path) -> Prepared:
     from tests.tiny.method import moving_clip, prepare
 
     return prepare(backbone, tiny_folder, moving_clip(11))
+
+
+@pytest.fixture(scope="session")
+def short(backbone: StableDiffusion, tiny_folder: Path) -> Prepared:
+    """Seven frames, two steps, in passes of 8: for what needs many edits."""
+    from tests.tiny.method import moving_clip, prepare
+
+    return prepare(backbone, tiny_folder, moving_clip(7), steps=2).in_passes_of(8)

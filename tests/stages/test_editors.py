@@ -82,9 +82,9 @@ class TestContract:
             assert conditions.guidance_scale == 7.5
             assert isinstance(editor.injection(step), Injection)
 
-    def test_it_edits(self, prepared: Prepared, name: str) -> None:
-        edits = [edit(prepared, edit_spec(prompt, editor=name))["latents"] for prompt in ("one thing", "other words")]
-        assert edits[0].shape == prepared.latents["clean_latents"].shape
+    def test_it_edits(self, short: Prepared, name: str) -> None:
+        edits = [edit(short, edit_spec(prompt, editor=name))["latents"] for prompt in ("one thing", "other words")]
+        assert edits[0].shape == short.latents["clean_latents"].shape
         assert abs(edits[0] - edits[1]).max() > 1e-3, "the prompt matters"
 
 
