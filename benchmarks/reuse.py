@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RUNS = {
-    "first run": "a blue ball on grass",
+    "first run": "a purple ball on grass",
     "second prompt": "a red ball on snow",
     "no-op": "a red ball on snow",
 }
