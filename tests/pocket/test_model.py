@@ -6,8 +6,8 @@ from diffusers import StableDiffusionPipeline
 
 from pocket import judge_file, model_folder
 from pocket.judge import HEADS, Judge, load_judge
-from pocket.score import autoencoder_psnr, judge_accuracy, load_pipeline, sample
-from pocket.world import COLOURS, GROUNDS, SHAPES, SURFACES
+from pocket.score import autoencoder_psnr, captions_to_try, judge_accuracy, load_pipeline, sample
+from pocket.world import COLOURS, GROUNDS, SHAPES, SURFACES, render
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,6 @@ def test_autoencoder_sees_held_out_frames(pipeline: StableDiffusionPipeline) -> 
 
 
 def test_latents_have_unit_variance_after_scaling(pipeline: StableDiffusionPipeline) -> None:
-    from pocket.score import captions_to_try
-    from pocket.world import render
-
     rgb = render(captions_to_try(64)[0], 64).rgb.permute(0, 3, 1, 2) * 2 - 1
     with torch.no_grad():
         spread = (pipeline.vae.encode(rgb).latents * pipeline.vae.config.scaling_factor).std()
