@@ -282,11 +282,11 @@ def test_run_answers_a_person_with_a_table_and_paths(tf: Tf) -> None:
 
 
 def test_prompts_of_one_name_get_files_of_their_own(tf: Tf) -> None:
-    prompts = ["a [red] ball", "a red ball", "A red ball!", "???"]
-    done = tf.edit("run", "clip.mp4", "--guidance-scale", "1", *(part for p in prompts for part in ("--prompt", p)))
+    prompts = ["a [red] ball", "a red ball", "???"]
+    done = tf.edit("run", "clip.mp4", *(part for p in prompts for part in ("--prompt", p)))
     assert done.code == 0, done.err
-    files = [f"clip-{name}.mp4" for name in ("a-red-ball", "a-red-ball-2", "a-red-ball-3", "edit")]
-    assert done.out.splitlines()[-4:] == files
+    files = [f"clip-{name}.mp4" for name in ("a-red-ball", "a-red-ball-2", "edit")]
+    assert done.out.splitlines()[-3:] == files
     assert all(Path(file).is_file() for file in files)
     assert " a [red] ball " in done.out
 

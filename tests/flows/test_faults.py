@@ -64,7 +64,7 @@ def stopping(run: Any, part: int, after: int) -> Any:
         pytest.param("match_tokens", 2, 1 << 30, marks=pytest.mark.slow),
         ("match_tokens", 2, 0),
         pytest.param("edit_keyframes", 1, 1 << 30, marks=pytest.mark.slow),
-        ("propagate_tokens", 1, 1 << 30),
+        pytest.param("propagate_tokens", 1, 1 << 30, marks=pytest.mark.slow),
     ],
 )
 def test_a_stage_that_stops_is_not_found_and_its_finished_parts_are_kept(
@@ -112,9 +112,7 @@ def test_one_prompt_that_fails_leaves_the_other(
     assert executed.names == EDIT
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param("invert_frames", marks=pytest.mark.slow), "edit_keyframes", "propagate_tokens"]
-)
+@pytest.mark.parametrize("stage", ["invert_frames", *(pytest.param(name, marks=pytest.mark.slow) for name in EDIT)])
 def test_latents_that_become_nan_are_named(
     stage: str, clip: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,27 +69,34 @@ def test_second_preview_computes_nothing_and_first_preview_no_clip(
     assert executed.names == ["propagate_tokens"]
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"prompts": ("a blue ball",)},
-        {"guidance_scale": 3.0},
-        {"guidance_scale": 1.0},
-        {"negative_prompt": "dull"},
-        {"editor": "sdedit"},
-        {"editor_settings": {"feature": 0.5}},
-        {"attended_keyframes": 2},
-    ],
-    ids=str,
-)
+NEW_EDITS: list[dict[str, Any]] = [
+    {"prompts": ("a blue ball",)}, {"editor": "sdedit"}, {"guidance_scale": 3.0}, {"guidance_scale": 1.0},
+    {"negative_prompt": "dull"}, {"editor_settings": {"feature": 0.5}}, {"attended_keyframes": 2},
+]  # fmt: skip
+NEW_SCHEDULES: list[dict[str, Any]] = [
+    {"keyframe_interval": 4}, {"keyframe_offsets": 3}, {"blend": "sigmoid"}, {"seed": 7}
+]  # fmt: skip
+
+
+def first_quick(cases: list[Any], quick: int) -> list[Any]:
+    """All cases run in the whole suite, the first few in the quick one."""
+    return [*cases[:quick], *(pytest.param(case, marks=pytest.mark.slow) for case in cases[quick:])]
+
+
+def test_plans_of_new_edits_and_schedules_reuse_the_rest(plan: Plans) -> None:
+    for changed in NEW_EDITS:
+        assert [node.stage for node in plan(**changed).to_compute()] == EDIT, changed
+    for changed in NEW_SCHEDULES:
+        assert [node.stage for node in plan(**changed).to_compute()] == ["match_tokens", *EDIT], changed
+
+
+@pytest.mark.parametrize("changed", first_quick(NEW_EDITS, 2), ids=str)
 def test_a_new_edit_reuses_the_field(plan: Plans, executed: Executed, tmp_path: Path, changed: dict[str, Any]) -> None:
     result = edit(plan(**changed), tmp_path)
     assert executed.names == computed(result) == EDIT
 
 
-@pytest.mark.parametrize(
-    "changed", [{"keyframe_interval": 4}, {"keyframe_offsets": 3}, {"blend": "sigmoid"}, {"seed": 7}], ids=str
-)
+@pytest.mark.parametrize("changed", first_quick(NEW_SCHEDULES, 1), ids=str)
 def test_a_new_schedule_reuses_kept_tokens(
     plan: Plans, executed: Executed, tmp_path: Path, changed: dict[str, Any]
 ) -> None:
@@ -127,7 +134,7 @@ def test_tokens_matched_as_they_come_give_the_same_edit(
     assert executed.names == computed(again) == []
 
 
-@pytest.mark.parametrize("budget", [0, 1 << 30])
+@pytest.mark.parametrize("budget", first_quick([0, 1 << 30], 1))
 def test_half_of_a_fused_pair_is_found_and_only_the_rest_is_done(
     plan: Plans, store: Store, executed: Executed, tmp_path: Path, budget: int, edited: Any
 ) -> None:
@@ -199,7 +206,9 @@ def test_an_edit_outlives_what_it_was_made_from(
     assert [use.node.stage for use in result.uses] == [name for name in ALL if name not in gone]
 
 
-@pytest.mark.parametrize("gone", [["extract_tokens"], ["match_tokens"], ["invert_frames", "match_tokens"]], ids=str)
+@pytest.mark.parametrize(
+    "gone", first_quick([["invert_frames", "match_tokens"], ["extract_tokens"], ["match_tokens"]], 1), ids=str
+)
 def test_what_was_collected_is_made_again_for_a_new_prompt(
     plan: Plans, store: Store, executed: Executed, tmp_path: Path, gone: list[str], edited: Any
 ) -> None:
@@ -212,7 +221,9 @@ def test_what_was_collected_is_made_again_for_a_new_prompt(
 
 @pytest.mark.parametrize(
     "changed",
-    [{"prompts": ("a red ball", "a blue ball")}, {"keyframe_interval": 4, "token_budget": 0}, {"frames": "0:4"}],
+    first_quick(
+        [{"prompts": ("a red ball", "a blue ball")}, {"frames": "0:4"}, {"keyframe_interval": 4, "token_budget": 0}], 1
+    ),
     ids=str,
 )
 def test_a_plan_is_what_the_run_does(plan: Plans, executed: Executed, tmp_path: Path, changed: dict[str, Any]) -> None:
