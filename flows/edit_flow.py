@@ -196,7 +196,7 @@ def _walked(
 def _walked_here(walk: Walk) -> State[None]:
     """The run of `run`: its error is kept as it is, and the flow run can be cancelled from the UI."""
     try:
-        with _cancellable():
+        with _heard_in_background(), _cancellable():
             _do(walk)
     except KeyboardInterrupt as error:
         walk.error = error
@@ -228,9 +228,24 @@ def _interrupt_main() -> None:
     """Ctrl-C for the main thread; as a real signal, where there are any, it ends a blocking call too."""
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main is not None:
-        signal.pthread_kill(main, signal.SIGINT)
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        signal.pthread_kill(main, signal.SIGUSR1 if ignored else signal.SIGINT)
     else:
         _thread.interrupt_main()
+
+
+@contextmanager
+def _heard_in_background() -> Iterator[None]:
+    """Where Ctrl-C is ignored, as in a job that a shell put in the background, SIGUSR1 interrupts instead."""
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def choose_engine(wanted: Wanted, work_to_do: bool) -> Chosen:
             f"the Prefect API {url} does not answer; start its server, "
             "correct or unset PREFECT_API_URL (or the Prefect profile), or use --engine direct"
         )
-    print(f"The Prefect API {url} does not answer, so this run goes on without Prefect.", file=sys.stderr)
+    print(f"tf: the Prefect API {url} does not answer, so this run goes on without Prefect.", file=sys.stderr)
     return "direct"
 
 

@@ -11,6 +11,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # it announces that torchvision is missing; it must be
 os.environ["DIFFUSERS_VERBOSITY"] = "error"
 
+import signal
+
+# A shell that starts a command in the background has it ignore Ctrl-C, and every process below it too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 

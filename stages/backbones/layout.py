@@ -122,9 +122,7 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
         try:
             configs[component] = json.loads((folder / file).read_text(encoding="utf-8"))
         except OSError:
-            raise InputError(
-                f"model folder {folder} has no {file}; give a complete diffusers folder"
-            ) from None
+            raise InputError(f"model folder {folder} has no {file}; give a complete diffusers folder") from None
         except ValueError:
             raise InputError(f"{folder / file} is not valid JSON; download the model again") from None
     return configs

@@ -90,9 +90,12 @@ def choose(name: str, settings: dict[str, JsonValue]) -> EditorChoice:
         spec = module.Spec.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(module.Spec.model_fields)
-        raise InputError(f"editor {name}: {field}: {first['msg']}; its settings are {known}") from None
+        field, known = ".".join(map(str, first["loc"])), ", ".join(module.Spec.model_fields)
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"editor {name} has no setting {field!r}; have {known}") from None
+        raise InputError(
+            f"editor {name}: {field} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        ) from None
     return EditorChoice(name=name, version=module.VERSION, settings=spec.model_dump(mode="json"))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -308,8 +309,9 @@ def test_a_keyboard_interrupt_cancels_the_flow_run(
     assert run.state.name == "Cancelled"
 
 
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
 def test_cancelling_in_the_ui_stops_the_work(
-    api: str, clip: Path, tiny_folder: Path, lone_store: Store, monkeypatch: pytest.MonkeyPatch
+    api: str, clip: Path, tiny_folder: Path, lone_store: Store, monkeypatch: pytest.MonkeyPatch, handler: Any
 ) -> None:
     from prefect.client.orchestration import get_client
     from prefect.runtime import flow_run
@@ -324,8 +326,12 @@ def test_cancelling_in_the_ui_stops_the_work(
         raise AssertionError("the work went on")
 
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run_with_prefect(Session(make_plan(clip, tiny_folder, lone_store)), asked_to_stop, "edit-video")
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_with_prefect(Session(make_plan(clip, tiny_folder, lone_store)), asked_to_stop, "edit-video")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 60
     assert last_flow_run().state.name == "Cancelled"
 
