@@ -37,7 +37,8 @@ ROOT = Path(__file__).parents[1]
 PROMPTS = {
     "ball": (
         "a red ball on grass",
-        ["a purple ball on grass", "a blue ball on grass", "a red ball on snow", "a yellow ball on sand", "a red striped ball on grass"],
+        ["a purple ball on grass", "a blue ball on grass", "a red ball on snow",
+         "a yellow ball on sand", "a red striped ball on grass"],
     ),
     "ring": (
         "a blue striped ring on sand",
