@@ -64,7 +64,7 @@ def edit_options(
     attended_keyframes: Annotated[int, typer.Option(help="Beyond so many, not all keyframes attend to all.")] = 16,
     blend: Annotated[str, typer.Option(help="How two keyframes are mixed: linear or sigmoid.")] = "linear",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    frames_per_pass: Annotated[int, typer.Option(help="Frames the model sees at once: memory, not results.")] = 8,
+    frames_per_pass: Annotated[int, typer.Option(help="Frames the model sees at once: memory, not results.")] = 16,
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
     store: StoreOption = None,
 ) -> "Plan":

@@ -61,7 +61,7 @@ class RuntimeConfig(Frozen):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", title="Device", description="auto: a GPU where there is one")
     frames_per_pass: int = Field(
-        8, title="Frames per pass", description="memory only; no result depends on it", ge=1, le=1024
+        16, title="Frames per pass", description="memory only; no result depends on it", ge=1, le=1024
     )
     token_budget: int = Field(8 << 30, title="Token budget", description="bytes of tokens that may be kept", ge=0)
 

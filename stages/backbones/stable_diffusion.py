@@ -31,7 +31,7 @@ class Runtime:
     """Where and how a model runs: never part of a key, never a reason for another picture."""
 
     device: str = "cpu"
-    frames_per_pass: int = 8
+    frames_per_pass: int = 16
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,7 +103,8 @@ class StableDiffusion:
     def predict_noise(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
         """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""
         dtype = self.runtime.dtype
-        out: Tensor = self.unet(latents.to(dtype), timestep, encoder_hidden_states=text.to(dtype), return_dict=False)[0]
+        batch = latents.to(dtype, memory_format=torch.channels_last)  # as the weights are: a tenth faster on a CPU
+        out: Tensor = self.unet(batch, timestep, encoder_hidden_states=text.to(dtype), return_dict=False)[0]
         self.on_pass(len(latents))
         return out.float()
 
@@ -137,7 +138,7 @@ def load(model: str, runtime: Runtime) -> StableDiffusion:
         reason = " ".join(str(error).split())[:240]
         raise InputError(f"model {model} cannot be loaded: {reason}") from None
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.unet.eval().requires_grad_(False).to(runtime.device)
+    pipeline.unet.eval().requires_grad_(False).to(runtime.device, memory_format=torch.channels_last)
     pipeline.text_encoder.eval().requires_grad_(False).to(runtime.device)
     # SD 1.5's autoencoder overflows in float16 on bright frames; it is a small share of the time.
     pipeline.vae.eval().requires_grad_(False).to(runtime.device, torch.float32)
