@@ -1,4 +1,4 @@
-"""Render the example clips: ``python -m pocket.clips examples`` writes one mp4 per clip below."""
+"""Render the example clips: ``python -m pocket.clips examples`` writes one mp4 per clip below, and its truth beside it."""
 
 import argparse
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from pathlib import Path
 import av
 import torch
 
-from pocket.world import caption, render, sample_clip
+from pocket.truth import write_truth
+from pocket.world import Scene, caption, render, sample_clip
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,28 @@ CLIPS = (
 
 
 def write_clip(clip: Clip, folder: Path, *, frames: int = 24, size: int = 64, rate: int = 12) -> str:
-    """Write ``folder/<name>.mp4`` and return its caption.
-
-    H.264 in 4:4:4 at CRF 12: chroma subsampling would blur a 64-pixel world by more than the autoencoder does.
-    """
+    """Write ``folder/<name>.mp4`` and return its caption."""
     generator = torch.Generator().manual_seed(clip.seed)
     scenes = sample_clip(
         frames, generator, shape=clip.shape, colour=clip.colour, surface=clip.surface, ground=clip.ground
     )
+    write_video(folder / f"{clip.name}.mp4", scenes, size=size, rate=rate)
+    return caption(scenes)
+
+
+def write_video(file: Path, scenes: Scene, *, size: int = 64, rate: int = 12) -> None:
+    """Render one scene per frame into `file`, and keep their truth beside it (`pocket.truth`).
+
+    H.264 in 4:4:4 at CRF 12: chroma subsampling would blur a 64-pixel world by more than the autoencoder does.
+    """
     rgb = (render(scenes, size).rgb * 255).round().byte().numpy()
-    with av.open(str(folder / f"{clip.name}.mp4"), "w") as container:
+    with av.open(str(file), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "preset": "slow"})
         stream.width, stream.height, stream.pix_fmt = size, size, "yuv444p"
         for picture in rgb:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    return caption(scenes)
+    write_truth(file, scenes)
 
 
 def main(arguments: list[str] | None = None) -> None:

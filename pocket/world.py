@@ -22,6 +22,7 @@ __all__ = [
     "Frames",
     "Scene",
     "caption",
+    "displacement",
     "flow",
     "render",
     "sample_clip",
@@ -277,13 +278,17 @@ def _distance(scene: Scene, u: Tensor) -> Tensor:
 def flow(clip: Scene, size: int) -> Flow:
     """Exact optical flow between neighbouring scenes of a clip at ``size`` × ``size`` pixels (see Flow)."""
     earlier, later = clip[:-1], clip[1:]
-    forward, hidden_forward = _displace(earlier, later, size)
-    backward, hidden_backward = _displace(later, earlier, size)
+    forward, hidden_forward = displacement(earlier, later, size)
+    backward, hidden_backward = displacement(later, earlier, size)
     return Flow(forward, backward, hidden_forward, hidden_backward)
 
 
-def _displace(source: Scene, target: Scene, size: int) -> tuple[Tensor, Tensor]:
-    """Where the points under source's pixels went in target, and whether they cannot be seen there."""
+def displacement(source: Scene, target: Scene, size: int) -> tuple[Tensor, Tensor]:
+    """Where the points under the pixels of each scene of `source` are in the scene of `target` at the same place.
+
+    returns   displacement (scene, height, width, 2), (x, y) in pixels of a `size` × `size` picture, and hidden
+              (scene, height, width) bool: the point is covered or outside in `target`
+    """
     pixels = _pixel_centres(size, source.centre.device).expand(len(source), size, size, 2)
     u = _to_object(source, pixels)
     is_object = _distance(source, u) < 0
