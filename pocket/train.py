@@ -1,7 +1,8 @@
-"""Train the pocket model: autoencoder → latents → denoiser → judge → export. One script for CPU and GPU.
+"""Train the pocket model: autoencoder → latents → decoder → denoiser → judge → export. One script for CPU and GPU.
 
     python -m pocket.train --run /tmp/pocket-run --workers 2          # everything, or whatever is still missing
     python -m pocket.train --run /tmp/pocket-run --stage export       # ship the newest average, at any time
+    python -m pocket.train --run /tmp/pocket-run --start pocket/model --stage decoder export    # go on from a model
 
 Every stage is counted in steps and leaves checkpoints: started again, a run continues where it was, and ends at the
 same weights as one that was never stopped. Randomness is a function of (seed, stage, step, worker) alone.
@@ -26,7 +27,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -35,7 +36,7 @@ from pocket import judge_file, model_folder
 from pocket.judge import Judge, judge_loss
 from pocket.world import COLOURS, GROUNDS, SHAPES, SURFACES, Scene, caption, render, sample_scenes
 
-STAGES = ("autoencoder", "latents", "denoiser", "judge", "export")
+STAGES = ("autoencoder", "latents", "decoder", "denoiser", "judge", "export")
 CONTEXT = 16  # tokens per caption, with its start and end
 
 
@@ -51,6 +52,10 @@ class Recipe:
     autoencoder_rate: float = 2e-3
     autoencoder_channels: int = 32
     latent_images: int = 20480
+    decoder_images: int = 12288
+    decoder_steps: int = 3000
+    decoder_batch: int = 8
+    decoder_rate: float = 1.5e-3
     denoiser_channels: tuple[int, int, int, int] = (48, 96, 128, 128)
     denoiser_steps: int = 2350
     denoiser_batch: int = 16
@@ -71,6 +76,9 @@ TINY = Recipe(
     autoencoder_batch=2,
     autoencoder_channels=8,
     latent_images=16,
+    decoder_images=16,
+    decoder_steps=8,
+    decoder_batch=2,
     denoiser_channels=(16, 16, 16, 16),
     denoiser_steps=16,
     denoiser_batch=2,
@@ -397,6 +405,14 @@ def held_out(recipe: Recipe, count: int) -> Scene:
     return sample_scenes(count, _generator(recipe.seed, "held-out"))
 
 
+def _picture_loss(picture: Tensor, truth: Tensor) -> Tensor:
+    """L1, squared error, and L1 of the gradients, of images (n, c, h, w) in [-1, 1]."""
+    across = picture.diff(dim=-1) - truth.diff(dim=-1)
+    down = picture.diff(dim=-2) - truth.diff(dim=-2)
+    edges = across.abs().mean() + down.abs().mean()
+    return F.l1_loss(picture, truth) + 4 * F.mse_loss(picture / 2, truth / 2) + 0.3 * edges
+
+
 def train_autoencoder(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
     torch.manual_seed(recipe.seed)
     model = new_autoencoder(recipe).to(worker.device)
@@ -409,26 +425,25 @@ def train_autoencoder(recipe: Recipe, worker: Worker, stop_at: int | None) -> bo
         x = images[pick.to(images.device)].float() / 127.5 - 1
         z = model.encode(x).latents
         z = z + 0.03 * torch.randn(z.shape, generator=generator).to(z.device)
-        y = model.decode(z).sample
-        edges = (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean() + (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean()
-        loss: Tensor = F.l1_loss(y, x) + 4 * F.mse_loss(y / 2, x / 2) + 0.3 * edges
-        return loss
+        return _picture_loss(model.decode(z).sample, x)
 
     finished = _fit(
         "autoencoder", model, loss_of, recipe, worker, steps=recipe.autoencoder_steps, rate=recipe.autoencoder_rate,
         samples_per_step=recipe.autoencoder_batch, stop_at=stop_at,
     )  # fmt: skip
     if finished:
-        model.load_state_dict(torch.load(worker.run / "autoencoder.pt", map_location=worker.device))
-        with torch.no_grad():
-            x = torch.cat(list(_painted(held_out(recipe, 64), recipe.size, worker.device)))
-            worker.log("autoencoder", held_out_psnr_db=psnr(model.decode(model.encode(x).latents).sample, x))
+        _log_held_out("autoencoder", recipe, worker)
     return finished
+
+
+def _autoencoder_file(run: Path) -> Path:
+    """The autoencoder with its decoder trained on, or the first one. Their encoders are the same."""
+    return run / "decoder.pt" if (run / "decoder.pt").exists() else run / "autoencoder.pt"
 
 
 def _load_autoencoder(recipe: Recipe, worker: Worker) -> AutoencoderTiny:
     model = new_autoencoder(recipe).to(worker.device)
-    model.load_state_dict(torch.load(worker.run / "autoencoder.pt", map_location=worker.device))
+    model.load_state_dict(torch.load(_autoencoder_file(worker.run), map_location=worker.device))
     return model.eval().requires_grad_(False)
 
 
@@ -454,6 +469,37 @@ def encode_latents(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
         worker.log("latents", count=len(latents), scaling_factor=factor, std=per_channel, mean=mean)
     worker.barrier()
     return True
+
+
+def train_decoder(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
+    """Train the decoder on alone: its pictures get better, and no latent changes, so no denoiser has to either."""
+    torch.manual_seed(recipe.seed + 3)
+    model = _load_autoencoder(recipe, worker)
+    model.decoder.requires_grad_(True)
+    scenes = _share(sample_scenes(recipe.decoder_images, _generator(recipe.seed, "decoder-scenes")), worker)
+    images = torch.cat([(x * 127.5 + 127.5).round().byte() for x in _painted(scenes, recipe.size, worker.device)])
+    with torch.no_grad():
+        latents = torch.cat([model.encode(x.float() / 127.5 - 1).latents for x in images.split(64)])
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        pick = torch.randint(len(images), (recipe.decoder_batch,), generator=generator).to(worker.device)
+        noise = torch.randn(latents[pick].shape, generator=generator).to(worker.device)
+        return _picture_loss(model.decode(latents[pick] + 0.01 * noise).sample, images[pick].float() / 127.5 - 1)
+
+    finished = _fit(
+        "decoder", model, loss_of, recipe, worker, steps=recipe.decoder_steps, rate=recipe.decoder_rate,
+        samples_per_step=recipe.decoder_batch, stop_at=stop_at,
+    )  # fmt: skip
+    if finished:
+        _log_held_out("decoder", recipe, worker)
+    return finished
+
+
+def _log_held_out(stage: str, recipe: Recipe, worker: Worker) -> None:
+    model = _load_autoencoder(recipe, worker)
+    with torch.no_grad():
+        x = torch.cat(list(_painted(held_out(recipe, 64), recipe.size, worker.device)))
+        worker.log(stage, held_out_psnr_db=psnr(model.decode(model.encode(x).latents).sample, x))
 
 
 def _attributes(scene: Scene) -> Tensor:
@@ -582,7 +628,7 @@ def export(recipe: Recipe, run: Path, out: Path, judge_out: Path | None) -> int:
     tokenizer, vocab, merges = new_tokenizer()
     denoiser, step = _denoiser_average(recipe, run, tokenizer)
     autoencoder = new_autoencoder(recipe)
-    autoencoder.load_state_dict(torch.load(run / "autoencoder.pt", map_location="cpu"))
+    autoencoder.load_state_dict(torch.load(_autoencoder_file(run), map_location="cpu"))
     autoencoder.register_to_config(scaling_factor=json.loads((run / "scaling.json").read_text())["scaling_factor"])
     pipeline = StableDiffusionPipeline(
         vae=autoencoder.half(),
@@ -611,6 +657,19 @@ def export(recipe: Recipe, run: Path, out: Path, judge_out: Path | None) -> int:
     return step
 
 
+def start_from(folder: Path, judge: Path, run: Path) -> None:
+    """Lay a shipped model out as what a run has finished: autoencoder, denoiser, judge and scaling factor."""
+    run.mkdir(parents=True, exist_ok=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    torch.save(pipeline.vae.state_dict(), run / "autoencoder.pt")
+    denoiser = {f"unet.{name}": value for name, value in pipeline.unet.state_dict().items()}
+    denoiser |= {f"text.{name}": value for name, value in pipeline.text_encoder.state_dict().items()}
+    torch.save(denoiser, run / "denoiser.pt")
+    (run / "scaling.json").write_text(json.dumps({"scaling_factor": pipeline.vae.config.scaling_factor}))
+    if judge.exists():
+        torch.save({name: value.float() for name, value in load_file(judge).items()}, run / "judge.pt")
+
+
 # ---------------------------------------------------------------------------------------------------- command
 
 
@@ -627,6 +686,7 @@ def _work(
     work = {
         "autoencoder": train_autoencoder,
         "latents": encode_latents,
+        "decoder": train_decoder,
         "denoiser": train_denoiser,
         "judge": train_judge,
     }
@@ -664,6 +724,7 @@ def train(
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="a model to go on from, laid out in --run first")
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES, help="which stages, default all")
     parser.add_argument("--out", type=Path, default=model_folder(), help="pipeline folder to write")
     parser.add_argument("--judge-out", type=Path, default=judge_file(), help="judge weights to write")
@@ -671,13 +732,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stop-at", type=int, help="pause after so many steps of a stage")
     parser.add_argument("--tiny", action="store_true", help="a recipe of seconds, which learns nothing")
-    for name in ("autoencoder", "denoiser", "judge"):
+    for name in ("autoencoder", "decoder", "denoiser", "judge"):
         parser.add_argument(f"--{name}-steps", type=int)
         parser.add_argument(f"--{name}-batch", type=int)
     parser.add_argument("--latent-images", type=int)
     args = parser.parse_args(arguments)
     chosen = {k: v for k, v in vars(args).items() if v is not None and k in Recipe.__dataclass_fields__}
     recipe = replace(TINY if args.tiny else Recipe(), **chosen)
+    if args.start:
+        start_from(args.start, args.judge_out, args.run)
     train(
         recipe,
         args.run,
