@@ -49,6 +49,9 @@ def edit_options(
     ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps of the edit.")] = 50,
     inversion_steps: Annotated[int | None, typer.Option(help="Inversion steps; as many as --steps without it.")] = None,
+    inversion_evaluations: Annotated[
+        int, typer.Option(help="Of the model per inversion step; beyond 1 each refines the step.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Of the keyframe schedule and of an editor's noise.")] = 0,
     editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp or sdedit.")] = "pnp",
     set_: Annotated[
@@ -62,7 +65,9 @@ def edit_options(
     keyframe_interval: Annotated[int, typer.Option(help="Frames per keyframe.")] = 8,
     keyframe_offsets: Annotated[int, typer.Option(help="Places in an interval that a keyframe may have.")] = 2,
     attended_keyframes: Annotated[int, typer.Option(help="Beyond so many, not all keyframes attend to all.")] = 16,
-    blend: Annotated[str, typer.Option(help="How two keyframes are mixed: linear or sigmoid.")] = "linear",
+    blend: Annotated[
+        str, typer.Option(help="How two keyframes are mixed: linear, sigmoid, nearest or previous.")
+    ] = "linear",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     frames_per_pass: Annotated[int, typer.Option(help="Frames the model sees at once: memory, not results.")] = 16,
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
@@ -74,8 +79,8 @@ def edit_options(
 
     config = make_config(
         video=video, prompts=tuple(prompt or ()), model=model, source_prompt=source_prompt, frames=frames, size=size,
-        steps=steps, inversion_steps=inversion_steps, seed=seed, editor=editor,
-        editor_settings=parse_settings(set_ or []), guidance_scale=guidance_scale, negative_prompt=negative_prompt,
+        steps=steps, inversion_steps=inversion_steps, inversion_evaluations=inversion_evaluations, seed=seed,
+        editor=editor, editor_settings=parse_settings(set_ or []), guidance_scale=guidance_scale, negative_prompt=negative_prompt,
         keyframe_interval=keyframe_interval, keyframe_offsets=keyframe_offsets, attended_keyframes=attended_keyframes,
         blend=blend,
     )  # fmt: skip

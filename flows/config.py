@@ -39,6 +39,10 @@ class EditConfig(Frozen):
     inversion_steps: int | None = Field(
         None, title="Inversion steps", description="as many as steps without it", ge=1, le=1000
     )
+    inversion_evaluations: int = Field(
+        1, title="Inversion evaluations", description="of the model per inversion step; beyond 1 each refines it", ge=1,
+        le=10,
+    )  # fmt: skip
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)
     editor: str = Field("pnp", title="Editor", description="the editing base")
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings", description="its own settings by name")
@@ -51,7 +55,7 @@ class EditConfig(Frozen):
         2, title="Keyframe offsets", description="places in an interval a keyframe may have", ge=1, le=64
     )
     attended_keyframes: int = Field(
-        16, title="Attended keyframes", description="beyond so many, not all attend to all", ge=2, le=4096
+        16, title="Attended keyframes", description="beyond so many, not all attend to all", ge=1, le=4096
     )
     blend: Blend = Field("linear", title="Blend", description="how two keyframes are mixed")
 

@@ -83,6 +83,7 @@ class Plan:
                 prompt=config.source_prompt,
                 num_steps=config.steps,
                 num_inversion_steps=config.inversion_steps or config.steps,
+                evaluations=config.inversion_evaluations,
             ),
             {"frames": self.decode.key.hex, "model": self.model.key},
         )
@@ -210,7 +211,8 @@ class Plan:
         if node.stage == "decode_frames":
             return -(-frames // decode_frames.frames_per_block(node.spec)) + 2
         if node.stage == "invert_frames":
-            return frames * int(node.spec.num_inversion_steps)
+            checked = len(invert_frames.checked_frames(frames))
+            return frames * int(node.spec.num_inversion_steps) * int(node.spec.evaluations) + checked * steps
         if node.stage == "extract_tokens":
             return frames * steps
         if node.stage == "match_tokens":

@@ -58,7 +58,7 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout, keep_tokens: bo
     return Schema(
         artifact="tokens",
         variables=variables,
-        coordinates=dict(latents.coordinates),
+        coordinates={"timestep": latents.coordinates["timestep"]},
         attrs={"tokens_kept": keep_tokens},
         parts=("timestep", TIMESTEPS_PER_PART),
     )

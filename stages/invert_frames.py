@@ -1,12 +1,17 @@
 """DDIM inversion: clean latents x_0 → noisy latents x_t, kept at the timesteps that editing will visit.
 
-Source: Song et al., arXiv 2010.02502, eq. 12 run towards noise; TokenFlow (arXiv 2307.10373), pre-processing.
+Source: Song et al., arXiv 2010.02502, eq. 12 run towards noise; TokenFlow (arXiv 2307.10373), pre-processing; Pan et
+al., arXiv 2309.04907, section 3.1, for the fixed-point refinement of a step.
+
+A bad inversion is the commonest cause of a bad edit, so some frames are sampled back at once and compared.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 
@@ -14,25 +19,39 @@ from .backbones import Backbone
 from .backbones.layout import ModelLayout
 from .diffusion import ddim
 from .diffusion.checks import finite
+from .measures.frames import psnr
 
-VERSION = 1
+VERSION = 2
 FRAMES_PER_PART = 16
+FRAMES_PER_CHECK = 8  # one frame in so many is sampled back; divides FRAMES_PER_PART
 
 
 class Spec(Frozen):
-    """Source prompt (may be empty), edit steps (which timesteps are kept) and inversion steps (which are visited)."""
+    """Source prompt (may be empty), edit steps (which timesteps are kept) and inversion steps (which are visited).
+
+    evaluations   of the model per step: the first is plain DDIM's, each further one refines it as a fixed point
+    """
 
     prompt: str = ""
     num_steps: int = Field(50, ge=1, le=1000)
     num_inversion_steps: int = Field(50, ge=1, le=1000)
+    evaluations: int = Field(1, ge=1, le=10)
+
+
+def checked_frames(frames: int) -> tuple[int, ...]:
+    """The frames that are sampled back, ascending: the middle one of every `FRAMES_PER_CHECK`."""
+    middles = range(FRAMES_PER_CHECK // 2, frames + FRAMES_PER_CHECK // 2, FRAMES_PER_CHECK)
+    return tuple(sorted({min(middle, frames - 1) for middle in middles}))
 
 
 def outputs(spec: Spec, *, frames: Schema, layout: ModelLayout) -> Schema:
-    """Latents of every frame at every timestep the edit visits, noisiest first, and x_0."""
+    """Latents of every frame at every timestep the edit visits, noisiest first; x_0; how well some come back."""
     count = frames.size("frame")
     assert count is not None
     shape = (layout.latent_channels, layout.latent_height, layout.latent_width)
     chunk = min(count, FRAMES_PER_PART)
+    checked = checked_frames(count)
+    measured = {"dims": ("checked_frame",), "shape": (len(checked),), "dtype": "float32", "chunks": (1,), "units": "dB"}
     return Schema(
         artifact="latents",
         variables={
@@ -52,8 +71,15 @@ def outputs(spec: Spec, *, frames: Schema, layout: ModelLayout) -> Schema:
                 description="latents x_0 of the source, in the autoencoder's scaled units",
                 finite=True,
             ),
+            "inversion_psnr": Variable.model_validate(
+                measured
+                | {"description": "of the frame sampled back with no edit, against the autoencoder's picture of it"}
+            ),
+            "reconstruction_psnr": Variable.model_validate(
+                measured | {"description": "of the same picture against the source frame itself"}
+            ),
         },
-        coordinates={"timestep": ddim.timesteps(layout.schedule, spec.num_steps)},
+        coordinates={"timestep": ddim.timesteps(layout.schedule, spec.num_steps), "checked_frame": checked},
         parts=("frame", FRAMES_PER_PART),
     )
 
@@ -64,21 +90,63 @@ def run(spec: Spec, part: range, *, frames: Arrays, timesteps: tuple[int, ...], 
 
     frames      rgb (frame, height, width, channel) uint8
     timesteps   kept, noisiest first
-    yields      clean_latents, latents: (timestep, frame, channel, height, width) float16
+    yields      clean_latents, latents: (timestep, frame, channel, height, width) float16; inversion_psnr and
+                reconstruction_psnr (checked_frame) float32, dB
     raises      NonFiniteLatents, naming the timestep and the first bad frame
     """
-    latents = backbone.encode(frames["rgb"][part.start : part.stop])
+    clean = latents = backbone.encode(frames["rgb"][part.start : part.stop])
     finite(latents, "invert_frames", None, part)
     yield Block("clean_latents", (part.start, 0, 0, 0), latents.half().cpu().numpy())
     text = backbone.encode_text([spec.prompt])
     level: int | None = None
     for timestep in ddim.inversion_timesteps(timesteps, spec.num_inversion_steps):
-        for some in backbone.passes(len(part)):
-            # The prediction is made for the level that is being stepped to, as diffusers' inverse scheduler does.
-            noise = backbone.predict_noise(latents[some], timestep, text.expand(latents[some].shape[0], -1, -1))
-            latents[some] = backbone.levels.step(latents[some], noise, level, timestep)
+        latents = inverted(latents, level, timestep, spec.evaluations, text, backbone)
         finite(latents, "invert_frames", timestep, part)
         if timestep in timesteps:
             start = (timesteps.index(timestep), part.start, 0, 0, 0)
             yield Block("latents", start, latents[None].half().cpu().numpy())
         level = timestep
+    yield from _checked(part, frames, clean, latents.half().float(), timesteps, text, backbone)
+
+
+def inverted(
+    latents: Tensor, level: int | None, timestep: int, evaluations: int, text: Tensor, backbone: Backbone
+) -> Tensor:
+    """Latents (frame, c, h, w) taken from the noise of `level` to that of `timestep`, one step.
+
+    Sampling's step back is predicted at the noisier end, which is not known yet. Plain DDIM puts the latents in hand in
+    its place, with the timestep that is being stepped to (as diffusers' inverse scheduler does); each further
+    evaluation puts in what the last one arrived at.
+    """
+    noisier = latents.clone()
+    for _ in range(evaluations):
+        for some in backbone.passes(len(latents)):
+            noise = backbone.predict_noise(noisier[some], timestep, text.expand(len(latents[some]), -1, -1))
+            noisier[some] = backbone.levels.step(latents[some], noise, level, timestep)
+    return noisier
+
+
+def sampled(latents: Tensor, timesteps: tuple[int, ...], text: Tensor, backbone: Backbone) -> Tensor:
+    """Latents (frame, c, h, w) at the noisiest of `timesteps` denoised to the end, under `text` alone, unguided."""
+    now = latents.clone()
+    for timestep, following in zip(timesteps, (*timesteps[1:], None), strict=True):
+        for some in backbone.passes(len(now)):
+            noise = backbone.predict_noise(now[some], timestep, text.expand(len(now[some]), -1, -1))
+            now[some] = backbone.levels.step(now[some], noise, timestep, following)
+    return now
+
+
+def _checked(
+    part: range, frames: Arrays, clean: Tensor, noisiest: Tensor, timesteps: tuple[int, ...], text: Tensor,
+    backbone: Backbone,
+) -> Blocks:  # fmt: skip
+    """PSNR of the part's checked frames after the whole way there and back."""
+    checked = checked_frames(frames["rgb"].shape[0])
+    chosen = [frame - part.start for frame in checked if frame in part]
+    if not chosen:
+        return
+    back = backbone.decode(sampled(noisiest[chosen], timesteps, text, backbone))
+    source = np.stack([frames["rgb"][part.start + place] for place in chosen])
+    start = (checked.index(part.start + chosen[0]),)
+    yield Block("inversion_psnr", start, psnr(back, backbone.decode(clean[chosen])).numpy())
+    yield Block("reconstruction_psnr", start, psnr(back, source).numpy())

@@ -93,7 +93,10 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
     return Schema(
         artifact="field",
         variables=variables,
-        coordinates={"support": tuple(int(frame) for frame in support), **latents.coordinates},
+        coordinates={
+            "support": tuple(int(frame) for frame in support),
+            "timestep": latents.coordinates["timestep"],
+        },
         attrs={"sides": ["previous keyframe", "next keyframe"]},
         parts=("timestep", TIMESTEPS_PER_PART),
     )

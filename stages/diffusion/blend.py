@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-Blend = Literal["linear", "sigmoid"]
+Blend = Literal["linear", "sigmoid", "nearest", "previous"]

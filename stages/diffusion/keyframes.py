@@ -53,6 +53,7 @@ def blend_weights(frames: int, keyframes: NDArray[np.int32], blend: Blend) -> ND
     """Weights (frame, side) of the previous and the next keyframe, summing to one.
 
     `linear` falls from 1 at the keyframe itself to 0 at the next one. `sigmoid` is the paper's σ(d₋/(d₋ + d₊)).
+    `nearest` takes the nearer keyframe alone, the earlier of two as near; `previous` never looks at the next one.
     Differs: linear is the default, since the sigmoid never leaves 0.27–0.73 and so mixes 27 % of another keyframe into
     a keyframe itself, which reads as blur (tests/stages/test_keyframes.py::test_linear_weights_reach_one).
     """
@@ -61,6 +62,8 @@ def blend_weights(frames: int, keyframes: NDArray[np.int32], blend: Blend) -> ND
     before, after = np.abs(each - near[:, 0]), np.abs(near[:, 1] - each)
     one_sided = near[:, 0] == near[:, 1]
     share = np.divide(before, before + after, out=np.zeros(frames), where=~one_sided)  # 0 at k−, 1 at k+
-    following = share if blend == "linear" else 1 / (1 + np.exp(-share))
+    following = {
+        "linear": share, "sigmoid": 1 / (1 + np.exp(-share)), "nearest": share > 0.5, "previous": np.zeros(frames),
+    }[blend]  # fmt: skip
     following = np.where(one_sided, 0.0, following)
     return np.stack([1 - following, following], axis=1).astype(np.float32)

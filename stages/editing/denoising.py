@@ -31,7 +31,7 @@ class EditSpec(Frozen):
     negative_prompt: str = ""
     guidance_scale: float = Field(7.5, ge=0, le=100)
     editor: editors.EditorChoice
-    attended_keyframes: int = Field(16, ge=2, le=4096)  # beyond so many, each attends to its nearest and to anchors
+    attended_keyframes: int = Field(16, ge=1, le=4096)  # beyond so many, each attends to its nearest and to anchors
 
 
 class Denoiser:

@@ -20,28 +20,31 @@ VERSION = 1
 
 
 class Spec(Frozen):
-    """For which first shares of the steps the source is injected (0: never, 1: always)."""
+    """For which first shares of the steps the source is injected (0: never, 1: always), and how far back it is taken.
+
+    strength   share of the steps that are run: 1 starts at the noisiest latents, less starts at cleaner ones
+    """
 
     attention: float = Field(0.5, ge=0, le=1)  # q and k of the decoder's self-attention
     feature: float = Field(0.8, ge=0, le=1)  # output of the second residual block of the second up block
+    strength: float = Field(1.0, gt=0, le=1)
 
 
 class Editor:
     """PnP over one source."""
 
-    first_step = 0
-
     def __init__(self, spec: Spec, source: Source) -> None:
         steps = len(source.timesteps)
         self.source = source
+        self.first_step = min(steps - 1, steps - round(spec.strength * steps))
         self.attention_steps, self.feature_steps = round(spec.attention * steps), round(spec.feature * steps)
 
     def first_latents(self, frames: Sequence[int]) -> Tensor:
-        """The source's own inverted latents at the noisiest timestep.
+        """The source's own inverted latents at the first step's timestep.
 
         Differs: the reference code noises x_0 anew, which loses what inversion found (test_editors.py).
         """
-        return torch.from_numpy(rows(self.source.latents["latents"], 0, frames)).float()
+        return torch.from_numpy(rows(self.source.latents["latents"], self.first_step, frames)).float()
 
     def conditions(self, step: int) -> Conditions:
         """The same text and guidance at every step."""

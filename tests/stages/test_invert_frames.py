@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from stages import invert_frames
 from stages.backbones.stable_diffusion import StableDiffusion
 from stages.diffusion.ddim import NoiseSchedule, inversion_timesteps, timesteps
 from stages.diffusion.patching import patched
-from store.schemas import Schema, Variable
-from tests.tiny.method import Prepared, invert, moving_clip, prepare
+from store.schemas import Schema
+from tests.tiny.method import Prepared, frames_schema, invert, moving_clip, prepare
 
 
 def inverted_plainly(
@@ -84,7 +86,7 @@ def test_an_autoencoder_with_a_posterior_is_inverted_alike(kl_folder: Path) -> N
 @torch.inference_mode()
 def test_more_inversion_steps_than_edit_steps_keep_the_edits_timesteps(prepared: Prepared) -> None:
     """Eq. 12 written out over eight levels, of which the edit's five are kept."""
-    one = replace(prepared, rgb=prepared.rgb[:1], schemas={"latents": frames_of(prepared.schemas["latents"], 1)})
+    one = replace(prepared, rgb=prepared.rgb[:1], schemas={"latents": inverted_schema(prepared, 1)})
     finer = invert(one, invert_frames.Spec(prompt="a source", num_steps=5, num_inversion_steps=8))
     alphas = prepared.backbone.pipeline.scheduler.alphas_cumprod
     text = prepared.backbone.encode_text(["a source"])
@@ -101,42 +103,71 @@ def test_more_inversion_steps_than_edit_steps_keep_the_edits_timesteps(prepared:
     assert np.abs(finer["latents"][0, 0] - prepared.latents["latents"][0, 0]).max() > 1e-2
 
 
-def frames_of(schema: Schema, frames: int) -> Schema:
-    """The schema of a clip with so many frames."""
-
-    def shortened(variable: Variable) -> Variable:
-        at = variable.dims.index("frame")
-        return variable.model_copy(update={"shape": (*variable.shape[:at], frames, *variable.shape[at + 1 :])})
-
-    variables = {name: shortened(variable) for name, variable in schema.variables.items()}
-    return schema.model_copy(update={"variables": variables})
+def inverted_schema(prepared: Prepared, frames: int) -> Schema:
+    """What inverting the first `frames` frames gives."""
+    spec = invert_frames.Spec(num_steps=len(prepared.timesteps))
+    return invert_frames.outputs(spec, frames=frames_schema(prepared.rgb[:frames]), layout=prepared.layout)
 
 
 @torch.inference_mode()
 def test_inversion_then_reconstruction_returns_the_source(backbone: StableDiffusion) -> None:
-    """With no edit the way back is the way there, up to an error that falls with the length of the steps.
-
-    A random UNet is no denoiser: its prediction is damped, and the noise moderate, so that steps can follow its path.
-    """
-    schedule = NoiseSchedule(beta_end=0.002, timestep_spacing="trailing")
-    pipeline = copy.copy(backbone.pipeline)
-    pipeline.scheduler = DDIMScheduler.from_config(schedule.model_dump(), clip_sample=False)
-    calm, errors = StableDiffusion(pipeline), {}
-    with patched(backbone.unet, {}, {"conv_out": lambda module, inputs, output: 0.3 * output}):
+    """With no edit the way back is the way there, up to an error that falls with the length of the steps."""
+    errors, measured = {}, {}
+    with calmed(backbone) as (calm, schedule):
         for steps in (5, 20):
             spec = invert_frames.Spec(prompt="a source", num_steps=steps, num_inversion_steps=steps)
             visited = timesteps(schedule, steps)
             rgb = {"rgb": moving_clip(1)}
             blocks = list(invert_frames.run(spec, range(1), frames=rgb, timesteps=visited, backbone=calm))
-            first, last = blocks[0], blocks[-1]
-            assert (first.variable, last.variable, last.start[0]) == ("clean_latents", "latents", 0)
+            first, last = blocks[0], [block for block in blocks if block.variable == "latents"][-1]
+            assert (first.variable, last.start[0]) == ("clean_latents", 0)
             clean, noisy = torch.from_numpy(first.values).float(), torch.from_numpy(last.values[0]).float()
             again = reconstructed(calm, noisy, "a source", visited)
             errors[steps] = float((again - clean).norm() / clean.norm())
+            told = {block.variable: float(block.values[0]) for block in blocks if block.values.shape == (1,)}
+            back, floor = (torch.from_numpy(calm.decode(latents)).float() / 255 for latents in (again, clean))
+            truths = {"inversion_psnr": floor, "reconstruction_psnr": torch.from_numpy(rgb["rgb"]).float() / 255}
+            for name, truth in truths.items():
+                assert told[name] == pytest.approx(float(-10 * (back - truth).square().mean().log10()), abs=0.1)
+            measured[steps] = told["inversion_psnr"]
             unsolved = float((noisy / calm.levels.at(visited[0]) ** 0.5 - clean).norm() / clean.norm())
             assert unsolved > 0.2, "the source is not simply the noisy latents scaled"
     assert errors[20] < 0.03
     assert errors[20] < errors[5] / 2
+    assert measured[20] > measured[5] + 3, "the artifact says so"
+
+
+@torch.inference_mode()
+def test_refined_steps_come_closer_to_the_way_back(backbone: StableDiffusion) -> None:
+    """The fixed point of a step is where sampling's step leads back exactly; each evaluation goes nearer to it."""
+    with calmed(backbone) as (calm, schedule):
+        text, timestep = calm.encode_text(["a source"]), timesteps(schedule, 5)[-2]
+        clean, left = calm.encode(moving_clip(2)), []
+        for evaluations in (1, 2, 4):
+            noisier = invert_frames.inverted(clean, None, timestep, evaluations, text, calm)
+            noise = calm.predict_noise(noisier, timestep, text.expand(2, -1, -1))
+            left.append(float((calm.levels.step(noisier, noise, timestep, None) - clean).norm()))
+    assert left[1] < 0.75 * left[0]
+    assert left[2] < 0.75 * left[1]
+
+
+def test_checked_frames_are_in_the_clip_and_in_every_part() -> None:
+    for frames in range(1, 70):
+        checked = invert_frames.checked_frames(frames)
+        assert list(checked) == sorted(set(checked))
+        assert checked[-1] < frames
+        for start in range(0, frames, invert_frames.FRAMES_PER_PART):
+            assert any(start <= frame < start + invert_frames.FRAMES_PER_PART for frame in checked)
+
+
+@contextmanager
+def calmed(backbone: StableDiffusion) -> Iterator[tuple[StableDiffusion, NoiseSchedule]]:
+    """A random UNet is no denoiser: its prediction damped and the noise moderate, so that steps can follow its path."""
+    schedule = NoiseSchedule(beta_end=0.002, timestep_spacing="trailing")
+    pipeline = copy.copy(backbone.pipeline)
+    pipeline.scheduler = DDIMScheduler.from_config(schedule.model_dump(), clip_sample=False)
+    with patched(backbone.unet, {}, {"conv_out": lambda module, inputs, output: 0.3 * output}):
+        yield StableDiffusion(pipeline), schedule
 
 
 def test_every_part_of_a_long_clip_is_inverted_on_its_own(backbone: StableDiffusion) -> None:
