@@ -14,7 +14,9 @@ import typer
 from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
+    from flows.config import EditConfig, RuntimeConfig
     from flows.plan import Plan
+    from flows.run import Result
     from store.store import Store
 
 # Read by the libraries when they are imported. A machine that is also used for something else must not stall OpenMP:
@@ -27,6 +29,11 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Edit a video with a prompt, then with another: what does not depend on the prompt is computed once.",
 )  # fmt: skip
+
+inspections = typer.Typer(
+    no_args_is_help=True, help="Look at what is known of a clip, and at what an edit keeps of it."
+)
+app.add_typer(inspections, name="inspect")
 
 StoreOption = Annotated[
     str | None, typer.Option("--store", envvar="TOKENFLOW_STORE", metavar="URL", help="Where artifacts are kept.")
@@ -74,18 +81,20 @@ def edit_options(
     store: StoreOption = None,
 ) -> "Plan":
     """Read the options that run, plan and preview share, and plan the run."""
-    from flows.config import make_config, make_runtime, parse_bytes, parse_settings
     from flows.plan import Plan
 
-    config = make_config(
-        video=video, prompts=tuple(prompt or ()), model=model, source_prompt=source_prompt, frames=frames, size=size,
-        steps=steps, inversion_steps=inversion_steps, inversion_evaluations=inversion_evaluations, seed=seed,
-        editor=editor, editor_settings=parse_settings(set_ or []), guidance_scale=guidance_scale, negative_prompt=negative_prompt,
-        keyframe_interval=keyframe_interval, keyframe_offsets=keyframe_offsets, attended_keyframes=attended_keyframes,
-        blend=blend,
-    )  # fmt: skip
-    runtime = make_runtime(device=device, frames_per_pass=frames_per_pass, token_budget=parse_bytes(token_budget))
-    return Plan(config, runtime, open_store(store))
+    return Plan(*configs(locals()), open_store(store))
+
+
+def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
+    """What is asked, and how it is done, from the values of `edit_options` by name."""
+    from flows.config import EditConfig, make_config, make_runtime, parse_bytes, parse_settings
+
+    asked = {name: value for name, value in given.items() if name in EditConfig.model_fields}
+    own = {"prompts": tuple(given["prompt"] or ()), "editor_settings": parse_settings(given["set_"] or [])}
+    budget = parse_bytes(given["token_budget"])
+    runtime = make_runtime(device=given["device"], frames_per_pass=given["frames_per_pass"], token_budget=budget)
+    return make_config(**asked, **own), runtime
 
 
 def open_store(place: str | None) -> "Store":
@@ -102,25 +111,36 @@ def open_store(place: str | None) -> "Store":
     return Store(place)
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command of `tf`: its errors become one sentence and an exit code; `plan` stands for the edit options."""
-    own = [p for p in inspect.signature(function).parameters.values() if p.name != "plan"]
-    shared = list(inspect.signature(edit_options).parameters.values())
-    wants_plan = len(own) < len(inspect.signature(function).parameters)
+def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..., None]:
+    """A command of `tf`, or of one of its groups: its errors become one sentence and an exit code.
+
+    A parameter `plan` stands for the edit options, read and planned; `given` for the same options as they were given.
+    """
+    named = inspect.signature(function).parameters
+    own = [p for p in named.values() if p.name not in ("plan", "given")]
+    shared = list(inspect.signature(edit_options).parameters.values()) if len(own) < len(named) else []
 
     def guarded(**given: Any) -> None:
         try:
             arguments = {p.name: given[p.name] for p in own}
-            if wants_plan:
-                arguments["plan"] = edit_options(**{p.name: given[p.name] for p in shared})
+            options = {p.name: given[p.name] for p in shared}
+            if "plan" in named:
+                arguments["plan"] = edit_options(**options)
+            if "given" in named:
+                arguments["given"] = options
             function(**arguments)
         except (Exception, KeyboardInterrupt) as error:
             raise SystemExit(explained(error)) from None
 
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in [*(shared if wants_plan else []), *own]]
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in [*shared, *own]]
     guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     guarded.__doc__, guarded.__name__ = function.__doc__, function.__name__
-    return app.command(function.__name__.rstrip("_"))(guarded)
+    return of.command(function.__name__.rstrip("_"))(guarded)
+
+
+def inspection(function: Callable[..., None]) -> Callable[..., None]:
+    """A command of `tf inspect`."""
+    return command(function, of=inspections)
 
 
 def explained(error: BaseException) -> int:
@@ -173,6 +193,55 @@ def preview(
 
 
 @command
+def reproduce(
+    sidecar: Annotated[Path, typer.Argument(metavar="FILE.json", help="What tf run wrote beside a clip.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The video to write; without it FILE, which only replaces that very clip."),
+    ] = None,
+    video: Annotated[Path | None, typer.Option(help="Where the video is now.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="ID|DIR|FILE|pocket", help="Where the model is now.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    frames_per_pass: Annotated[int, typer.Option(help="Frames the model sees at once: memory, not results.")] = 16,
+    token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
+    engine: EngineOption = "auto",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a clip again from the file beside it, or say what would not be the same."""
+    from flows.config import make_runtime, parse_bytes
+    from flows.reproduce import output_again, plan_again, same_edit, verdict
+    from flows.terminal import say
+
+    runtime = make_runtime(device=device, frames_per_pass=frames_per_pass, token_budget=parse_bytes(token_budget))
+    opened = open_store(store)
+    plan, then = plan_again(sidecar, opened, runtime, video=video, model=model)
+    result = _performed("run_edit", plan, output_again(sidecar, then, output, opened), engine)
+    say(verdict(then, result))
+    _print_result(result, as_json, identical=same_edit(then, result))
+
+
+@command
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The id of a run, latest, or a clip that tf run wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The page (.html) to write; report-RUN.html without it.")
+    ] = None,
+    flow: Annotated[str, typer.Option(help="Optical flow where the true one is unknown: auto, raft or dis.")] = "auto",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one page about a run: its clips side by side, how steady they are, keys, times and settings."""
+    from flows.report import write_report
+
+    written = write_report(open_store(store), run, output, flow)
+    if as_json:
+        print_json(written)
+    else:
+        print(written["file"])
+
+
+@command
 def plan_(plan: "Plan", as_json: JsonOption = False) -> None:
     """Say what a run would compute, reuse and write, and why."""
     from flows.run import explain_plan
@@ -187,6 +256,99 @@ def plan_(plan: "Plan", as_json: JsonOption = False) -> None:
         say(note)
     stdout.print(plan_table(plan, rows))
     stdout.print(plan.summary())
+
+
+@command
+def eval_(
+    given: dict[str, Any],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The folder for tables and page.")] = None,
+    clip_model: Annotated[
+        str | None, typer.Option(metavar="ID|DIR", help="A CLIP model, to measure text alignment and consistency.")
+    ] = None,
+    flow: Annotated[str, typer.Option(help="Optical flow where the true one is unknown: auto, raft or dis.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure edits: of a video, beside per-frame editing and the autoencoder alone, or of a SUITE.toml."""
+    from flows.evaluation_page import as_json as answer
+    from flows.evaluation_page import definitions, summarized, summary_table
+    from flows.run_suite import chosen_suite, run_suite
+    from flows.terminal import Bars, say, stdout
+
+    suite, runtime = chosen_suite(given, configs, _changed(given), clip_model, flow)
+    with Bars() as bars:
+        evaluation, files = run_suite(suite, runtime, open_store(given["store"]), output, say, bars)
+    if as_json:
+        print_json(answer(evaluation, files))
+        return
+    stdout.print(summary_table(evaluation))
+    for sentence in definitions(summarized(evaluation)[0]):
+        stdout.print(f"  {sentence}")
+    for file in files.values():
+        print(file)
+
+
+def _changed(given: dict[str, Any]) -> list[str]:
+    """Options of an edit that were given another value than the one they have without being given."""
+    defaults = {p.name: p.default for p in inspect.signature(edit_options).parameters.values()}
+    return ["--set" if name == "set_" else "--" + name.replace("_", "-") for name, value in given.items()
+            if name != "video" and value != defaults[name]]  # fmt: skip
+
+
+FolderOption = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="DIR", help="The folder for the pictures; VIDEO-inspect without it."),
+]
+LayerOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Self-attention layer; the decoder's last and finest without it.")
+]
+TimestepOption = Annotated[
+    int | None, typer.Option(help="One of those the steps visit, 0 to 999; the cleanest without it.")
+]
+FromOption = Annotated[int | None, typer.Option("--from", metavar="FRAME", help="The frame to rebuild from.")]
+
+
+@inspection
+def swap(
+    given: dict[str, Any], output: FolderOption = None, from_: FromOption = None, layer: LayerOption = None,
+    timestep: TimestepOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Rebuild frames from another's tokens. Beside them its warped pixels, true frames, and PSNR by distance."""
+    _inspect("swap", given, output, as_json, donor=from_, layer_name=layer, timestep=timestep)
+
+
+@inspection
+def warp(
+    given: dict[str, Any], output: FolderOption = None, from_: FromOption = None, layer: LayerOption = None,
+    timestep: TimestepOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Rebuild frames from another's pixels. The same pictures as swap, under this name."""
+    _inspect("warp", given, output, as_json, donor=from_, layer_name=layer, timestep=timestep)
+
+
+@inspection
+def field(
+    given: dict[str, Any], output: FolderOption = None,
+    side: Annotated[str, typer.Option(help="Which keyframe: the previous or the next.")] = "previous",
+    layer: LayerOption = None, timestep: TimestepOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Draw the field that edits follow. Where each match lies, how alike it is, and how far from the truth."""
+    _inspect("field", given, output, as_json, side=side, layer_name=layer, timestep=timestep)
+
+
+@inspection
+def pca(
+    given: dict[str, Any], output: FolderOption = None,
+    row: Annotated[int | None, typer.Option(help="Image row of the x-t slice; the middle one without it.")] = None,
+    layer: LayerOption = None, timestep: TimestepOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Draw tokens as colours over time. And one image row over time, with a --prompt of two edits as well."""
+    _inspect("pca", given, output, as_json, row=row, layer_name=layer, timestep=timestep)
+
+
+@inspection
+def reconstruct(given: dict[str, Any], output: FolderOption = None, as_json: JsonOption = False) -> None:
+    """Invert and sample back with no edit. Beside the source and the autoencoder alone, with PSNR."""
+    _inspect("reconstruct", given, output, as_json)
 
 
 @command
@@ -280,11 +442,36 @@ def _described(record: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _inspect(what: str, given: dict[str, Any], output: Path | None, as_json: bool, **options: Any) -> None:
+    """Draw one inspection with progress on stderr, and print its table and its files."""
+    from flows.inspection.request import inspect_request, read_request
+    from flows.terminal import Bars, say, stdout
+
+    request = read_request(given, configs, _changed(given), open_store(given["store"]))
+    for note in request.plan.notes:
+        say(note)
+    with Bars() as bars:
+        done = inspect_request(what, request, output, say, bars, **options)
+    if as_json:
+        print_json(done.to_json())
+        return
+    stdout.print(done.table())
+    for sentence in done.sentences():
+        stdout.print(sentence)
+    for file in done.files.values():
+        print(file)
+
+
 def _perform(name: str, plan: "Plan", output: Path | None, engine: str, as_json: bool) -> None:
-    """Run an edit or a preview with progress on stderr, and print what came of it."""
+    """Run an edit or a preview, and print what came of it."""
+    _print_result(_performed(name, plan, output, engine), as_json)
+
+
+def _performed(name: str, plan: "Plan", output: Path | None, engine: str) -> "Result":
+    """Run an edit or a preview with progress on stderr."""
     import flows.run
     from flows.engine import Wanted
-    from flows.terminal import Bars, say, stage_table, stdout
+    from flows.terminal import Bars, say
     from store.errors import InputError
 
     if engine not in get_args(Wanted):
@@ -292,11 +479,18 @@ def _perform(name: str, plan: "Plan", output: Path | None, engine: str, as_json:
     for note in plan.notes:
         say(note)
     with Bars() as bars:
-        result = getattr(flows.run, name)(plan, output, engine, bars)
+        result: Result = getattr(flows.run, name)(plan, output, engine, bars)
     for note in result.notes:
         say(note)
+    return result
+
+
+def _print_result(result: "Result", as_json: bool, **more: Any) -> None:
+    """What a run gave, on stdout: one JSON object with `more` in it, or a table and the files."""
+    from flows.terminal import stage_table, stdout
+
     if as_json:
-        print_json(result.to_json())
+        print_json({**result.to_json(), **more})
         return
     stdout.print(stage_table(result.uses))
     for each in result.outputs:

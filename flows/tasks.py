@@ -94,14 +94,21 @@ class Step:
 
 
 class Session:
-    """One run under way: its plan, its engine, the model (loaded once, when it is first needed), and what was used."""
+    """One run under way: its plan, its engine, the model (loaded once, when it is first needed), and what was used.
 
-    def __init__(self, plan: Plan, engine: Engine | None = None, progress: Progress | None = None) -> None:
+    backbone   gives the model, where sessions share one; without it the session loads its own
+    """
+
+    def __init__(
+        self, plan: Plan, engine: Engine | None = None, progress: Progress | None = None,
+        backbone: Callable[[], Any] | None = None,
+    ) -> None:  # fmt: skip
         self.plan, self.store = plan, plan.store
         self.engine: Engine = engine or Direct()
         self.progress: Progress = progress or Quiet()
         self.uses: dict[str, Use] = {}
         self._loading = threading.Lock()
+        self._load = backbone
         self._backbone: Any = None
 
     @property
@@ -111,7 +118,7 @@ class Session:
             if self._backbone is None:
                 from .runtime import load_backbone
 
-                self._backbone = load_backbone(self.plan)
+                self._backbone = self._load() if self._load else load_backbone(self.plan)
                 self._backbone.on_pass = self.progress.advance
         return self._backbone
 

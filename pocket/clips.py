@@ -48,7 +48,7 @@ def write_video(file: Path, scenes: Scene, *, size: int = 64, rate: int = 12) ->
     """
     rgb = (render(scenes, size).rgb * 255).round().byte().numpy()
     with av.open(str(file), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "preset": "slow"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "preset": "slow", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = size, size, "yuv444p"
         for picture in rgb:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -169,7 +169,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "seed": (["--prompt", "a", "--seed", "-1"], "--seed -1: "),
     "interval": (["--prompt", "a", "--keyframe-interval", "0"], "--keyframe-interval 0: "),
     "offsets": (["--prompt", "a", "--keyframe-offsets", "65"], "--keyframe-offsets 65: "),
-    "attended": (["--prompt", "a", "--attended-keyframes", "1"], "--attended-keyframes 1: "),
+    "attended": (["--prompt", "a", "--attended-keyframes", "0"], "--attended-keyframes 0: "),
     "blend": (["--prompt", "a", "--blend", "cubic"], "--blend 'cubic': input should be 'linear' or 'sigmoid'"),
     "device": (["--prompt", "a", "--device", "tpu"], "--device 'tpu': input should be 'auto', 'cpu' or 'cuda'"),
     "budget": (["--prompt", "a", "--token-budget", "lots"], "--token-budget 'lots' is not a size"),

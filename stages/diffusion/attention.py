@@ -69,8 +69,8 @@ def extended_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, li
         return states.reshape(branches, -1, heads, states.shape[-1] // heads).transpose(1, 2)
 
     if limit == 1:  # each keyframe on its own: plain self-attention, in one call
-        alone = [states.flatten(0, 1)[None].transpose(0, 1) for states in (query, key, value)]
-        return extended_attention(*alone, heads, limit=2).reshape(branches, keyframes, tokens, channels)
+        query, key, value = (states.flatten(0, 1)[:, None] for states in (query, key, value))
+        return extended_attention(query, key, value, heads, limit=2).reshape(branches, keyframes, tokens, channels)
     if keyframes <= limit:
         joint = F.scaled_dot_product_attention(by_head(query), by_head(key), by_head(value))
         return joint.transpose(1, 2).reshape(branches, keyframes, tokens, channels)

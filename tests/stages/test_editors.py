@@ -113,6 +113,15 @@ def test_pnp_starts_at_the_inverted_latents(prepared: Prepared) -> None:
     assert torch.equal(editor.first_latents(range(prepared.frames)), expected)
 
 
+@pytest.mark.parametrize(("strength", "first"), [(1.0, 0), (0.6, 2), (0.2, 4)])
+def test_pnp_may_start_at_cleaner_latents(prepared: Prepared, strength: float, first: int) -> None:
+    assert len(prepared.timesteps) == 5
+    editor = built(prepared, "pnp", strength=strength)
+    assert editor.first_step == first
+    expected = torch.from_numpy(prepared.latents["latents"][first]).float()
+    assert torch.equal(editor.first_latents(range(prepared.frames)), expected)
+
+
 @given(attention=st.floats(0, 1), feature=st.floats(0, 1), steps=st.integers(1, 60))
 def test_pnp_injects_for_the_first_shares_of_the_steps(attention: float, feature: float, steps: int) -> None:
     source = Source({}, tuple(range(steps)), None, None, 1.0)  # type: ignore[arg-type]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.diffusion.blend import Blend
 from stages.diffusion.keyframes import allowed_places, blend_weights, drawn_keyframes, intervals, neighbours, support
 
 FRAMES, INTERVALS, OFFSETS, SEEDS = st.integers(1, 80), st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**40)
@@ -80,7 +83,7 @@ def test_every_frame_follows_the_nearest_keyframes_on_both_sides(
         assert found[frame].tolist() == [previous, following]
 
 
-@given(frames=FRAMES, interval=INTERVALS, offsets=OFFSETS, seed=SEEDS, blend=st.sampled_from(["linear", "sigmoid"]))
+@given(frames=FRAMES, interval=INTERVALS, offsets=OFFSETS, seed=SEEDS, blend=st.sampled_from(get_args(Blend)))
 def test_weights_sum_to_one(frames: int, interval: int, offsets: int, seed: int, blend: str) -> None:
     keyframes = drawn_keyframes(frames, interval, offsets, 1, seed)[0]
     weights = blend_weights(frames, keyframes, blend)  # type: ignore[arg-type]
@@ -93,6 +96,12 @@ def test_weights_sum_to_one(frames: int, interval: int, offsets: int, seed: int,
 def test_linear_weights_reach_one() -> None:
     weights = blend_weights(12, np.array([2, 6, 9], np.int32), "linear")
     assert weights[:, 0].tolist() == pytest.approx([1, 1, 1, 3 / 4, 1 / 2, 1 / 4, 1, 2 / 3, 1 / 3, 1, 1, 1])
+
+
+def test_one_keyframe_alone_may_be_followed() -> None:
+    nearest = blend_weights(12, np.array([2, 6, 9], np.int32), "nearest")
+    assert nearest[:, 0].tolist() == [1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1], "of two as near, the earlier"
+    assert (blend_weights(12, np.array([2, 6, 9], np.int32), "previous")[:, 0] == 1).all()
 
 
 def test_sigmoid_weights_never_leave_the_middle() -> None:
