@@ -1,4 +1,4 @@
-"""Render the example clips: ``python -m pocket.clips examples`` writes one mp4 per clip below, and its truth beside it."""
+"""Render the example clips: ``python -m pocket.clips examples`` writes an mp4 per clip below, its truth beside it."""
 
 import argparse
 from dataclasses import dataclass

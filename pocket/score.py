@@ -21,7 +21,10 @@ from pocket import judge_file, model_folder
 from pocket.judge import HEADS, Judge, load_judge
 from pocket.world import Scene, caption, render, sample_scenes
 
-__all__ = ["autoencoder_psnr", "captions_to_try", "judge_accuracy", "load_pipeline", "sample", "score", "sheet"]
+__all__ = [
+    "advised_guidance", "autoencoder_psnr", "captions_to_try", "judge_accuracy", "load_pipeline", "sample", "score",
+    "sheet",
+]  # fmt: skip
 
 HELD_OUT_SEED = 20231010  # no training stage uses it
 
@@ -31,6 +34,12 @@ def load_pipeline(folder: Path | None = None) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(folder or model_folder(), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def advised_guidance(folder: Path) -> float:
+    """The guidance that the model's own ``tokenflow.json`` advises, 7.5 without one: what edits use by default."""
+    advice = folder / "tokenflow.json"
+    return float(json.loads(advice.read_text())["guidance_scale"]) if advice.exists() else 7.5
 
 
 def captions_to_try(count: int) -> tuple[Scene, list[str]]:
@@ -126,8 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=model_folder())
     parser.add_argument("--judge", type=Path, default=judge_file())
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--guidance-scale", type=float, default=5.0)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--guidance-scale", type=float, help="what the model advises without it")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--sheet", type=Path, help="also save the samples as one picture")
     args = parser.parse_args(arguments)
@@ -136,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.model,
         args.judge if args.judge.exists() else None,
         samples=args.samples,
-        guidance_scale=args.guidance_scale,
+        guidance_scale=advised_guidance(args.model) if args.guidance_scale is None else args.guidance_scale,
         steps=args.steps,
         sheet_path=args.sheet,
     )

@@ -41,7 +41,7 @@ def test_every_world_word_is_one_token(pipeline: StableDiffusionPipeline) -> Non
 
 
 def test_autoencoder_sees_held_out_frames(pipeline: StableDiffusionPipeline) -> None:
-    assert autoencoder_psnr(pipeline) >= 29
+    assert autoencoder_psnr(pipeline) >= 30
 
 
 def test_latents_have_unit_variance_after_scaling(pipeline: StableDiffusionPipeline) -> None:

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from pocket.judge import load_judge
-from pocket.train import TINY, new_tokenizer, train
+from pocket.train import TINY, new_tokenizer, start_from, train
 from pocket.world import COLOURS, GROUNDS, SHAPES, SURFACES
 
 QUICK = replace(TINY, denoiser_steps=8, autoencoder_steps=8, judge_steps=4, average_every=2, save_every=4)
@@ -29,6 +29,22 @@ def test_paused_run_ends_at_the_same_weights(undisturbed: Path, tmp_path: Path) 
         expected = torch.load(undisturbed / "run" / f"{stage}.pt")
         resumed = torch.load(tmp_path / f"{stage}.pt")
         assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_a_run_goes_on_from_a_shipped_model_and_changes_its_decoder_alone(undisturbed: Path, tmp_path: Path) -> None:
+    start_from(undisturbed / "model", undisturbed / "judge.safetensors", tmp_path)
+    train(QUICK, tmp_path, stages=("decoder", "export"), out=tmp_path / "model")
+    old, new = (
+        StableDiffusionPipeline.from_pretrained(f / "model", dtype=torch.float32) for f in (undisturbed, tmp_path)
+    )
+    assert old.vae.config.scaling_factor == new.vae.config.scaling_factor
+    for part in ("unet", "text_encoder"):
+        weights = getattr(old, part).state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in getattr(new, part).state_dict().items())
+    weights = old.vae.state_dict()
+    moved = {name for name, value in new.vae.state_dict().items() if not torch.equal(value, weights[name])}
+    assert moved
+    assert all(name.startswith("decoder.") for name in moved), "no latent changes"
 
 
 def test_exported_folder_is_a_stable_diffusion_pipeline(undisturbed: Path) -> None:
