@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from .engine import Wanted, choose_engine, run_with_prefect
 from .export import check_outputs, check_pictures, export_edit, output_files, preview_sheet
 from .plan import Plan
 from .runtime import check_device
+from .sidecar import Sidecar, check_sidecar_place, written_sidecar
 from .tasks import Progress, Quiet, Session, Use
 
 FlowName = Literal["edit-video", "preview-video"]
@@ -26,13 +27,17 @@ FlowName = Literal["edit-video", "preview-video"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave: one output per prompt, what it had of the store, and what the user should hear."""
+    """What a run gave: one output per prompt, what it had of the store, and what the user should hear.
+
+    run    the id under which the store remembers it; none where it did nothing, or the store cannot be written
+    """
 
     outputs: list[dict[str, Any]]
     uses: list[Use]
     notes: list[str]
     seconds: float
     store: Path
+    run: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of `tf run --json`."""
@@ -47,35 +52,30 @@ class Result:
             for use in self.uses
         ]
         return {
-            "outputs": self.outputs, "stages": stages, "seconds": round(self.seconds, 3), "store": str(self.store),
+            "outputs": [dict(output) for output in self.outputs], "stages": stages,
+            "seconds": round(self.seconds, 3), "store": str(self.store), "run": self.run,
         }  # fmt: skip
 
 
 def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress: Progress | None = None) -> Result:
-    """Edit the video once per prompt and write the clips."""
+    """Edit the video once per prompt, and write the clips with their sidecars."""
     began = time.perf_counter()
     prompts = list(dict.fromkeys(plan.config.prompts))
     files = output_files(plan.config.video, prompts, output, ".mp4")
     check_outputs(files, plan.config.video)
+    for file in files:
+        check_sidecar_place(file)
     session, edits = _walk(plan, edit, "edit-video", engine, progress)
     frames = session.find(plan.decode)
     assert frames is not None, "an edit asks for its frames"
-    outputs, notes = [], []
-    for prompt, artifact, file in zip(prompts, edits, files, strict=True):
-        written = _exported(plan, artifact, frames, file)
-        fps = written.frames / written.seconds
-        outputs.append(
-            {
-                "prompt": prompt,
-                "file": str(file),
-                "frames": written.frames,
-                "fps": round(fps, 6),
-                "width": written.width,
-                "height": written.height,
-            }
-        )
-        notes += [note for note in written.notes if note not in notes]
-    return _result(session, outputs, notes, began, "run")
+    clips = [_exported(plan, artifact, frames, file) for artifact, file in zip(edits, files, strict=True)]
+    outputs = [_output(*each) for each in zip(prompts, files, clips, strict=True)]
+    notes = list(dict.fromkeys(note for written in clips for note in written.notes))
+    new = _new_sidecars(plan, edits, files)
+    result = _result(session, outputs, notes, began, "run", new_files=bool(new))
+    for file, sidecar in new.items():
+        sidecar.write(file, result.run)
+    return result
 
 
 def run_preview(plan: Plan, output: Path | None, engine: Wanted = "auto", progress: Progress | None = None) -> Result:
@@ -91,7 +91,7 @@ def run_preview(plan: Plan, output: Path | None, engine: Wanted = "auto", progre
     for prompt, artifact, file in zip(prompts, edits, files, strict=True):
         preview_sheet(artifact, frames, prompt, file)
         outputs.append({"prompt": prompt, "file": str(file), "frames": int(artifact["rgb"].shape[0])})
-    return _result(session, outputs, [], began, "preview")
+    return _result(session, outputs, [], began, "preview", new_files=False)
 
 
 def explain_plan(plan: Plan) -> list[dict[str, Any]]:
@@ -128,6 +128,28 @@ def _exported(plan: Plan, edit: Artifact, frames: Artifact, file: Path) -> Writt
     return written
 
 
+def _output(prompt: str, file: Path, written: Written) -> dict[str, Any]:
+    """What a user is told of one clip."""
+    return {
+        "prompt": prompt,
+        "file": str(file),
+        "frames": written.frames,
+        "fps": round(written.frames / written.seconds, 6),
+        "width": written.width,
+        "height": written.height,
+    }
+
+
+def _new_sidecars(plan: Plan, edits: list[Artifact], files: list[Path]) -> dict[Path, Sidecar]:
+    """Clip → its sidecar, where another one or none lies beside it."""
+    new = {}
+    for (keyframes, _), artifact, file in zip(plan.edits, edits, files, strict=True):
+        sidecar, there = Sidecar.of(plan, keyframes, artifact, file), written_sidecar(file)
+        if there is None or not sidecar.like(there):
+            new[file] = sidecar
+    return new
+
+
 def cut_prompts(uses: list[Use]) -> list[str]:
     """What the model did not read of the prompts, as its artifacts remember it."""
     said: dict[str, str] = {}
@@ -161,17 +183,34 @@ def _check_store(store: Store, needed: int) -> None:
         )
 
 
-def _result(session: Session, outputs: list[dict[str, Any]], notes: list[str], began: float, command: str) -> Result:
-    uses = session.used()
-    plan = session.plan
+def _result(
+    session: Session, outputs: list[dict[str, Any]], notes: list[str], began: float, command: str, new_files: bool
+) -> Result:
+    """The result; the store remembers a run that computed something, and where it can one that only wrote files."""
+    uses, plan = session.used(), session.plan
     result = Result(outputs, uses, [*cut_prompts(uses), *notes], time.perf_counter() - began, plan.store.root)
-    if any(not use.hit for use in uses):
-        plan.store.save_run(
-            {
-                "command": command,
-                "config": plan.config.model_dump(mode="json"),
-                "video": plan.video_key,
-                **result.to_json(),
-            }
-        )
-    return result
+    computed = any(not use.hit for use in uses)
+    try:
+        return replace(result, run=_saved(plan, result, command) if computed or new_files else None)
+    except StorePlaceError:
+        if computed:
+            raise
+        return result
+
+
+def _saved(plan: Plan, result: Result, command: str) -> str:
+    """Have the store remember a run, its paths such as any folder understands; returns its id."""
+    config = plan.config.model_copy(update={"video": plan.config.video.absolute()})
+    answer = result.to_json()
+    for output in answer["outputs"]:
+        output["file"] = str(Path(output["file"]).absolute())
+    del answer["run"]
+    return plan.store.save_run(
+        {
+            "command": command,
+            "config": config.model_dump(mode="json"),
+            "runtime": plan.runtime.model_dump(mode="json"),
+            "video": plan.video_key,
+            **answer,
+        }
+    )

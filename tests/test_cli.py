@@ -249,7 +249,7 @@ def test_run_answers_with_one_json_object(tf: Tf) -> None:
     done = tf.edit("run", "clip.mp4", "--prompt", "a red ball", "--prompt", "naïve 漢字", "-o", "out/x.mp4", "--json")
     assert (done.code, done.err) == (0, "")
     answer = done.json
-    assert list(answer) == ["outputs", "stages", "seconds", "store"]
+    assert list(answer) == ["outputs", "stages", "seconds", "store", "run"]
     assert [(use["stage"], use["hit"]) for use in answer["stages"]] == [
         *((name, True) for name in ALL), *((name, False) for name in EDIT)
     ]  # fmt: skip
