@@ -455,7 +455,8 @@ def _inspect(what: str, given: dict[str, Any], output: Path | None, as_json: boo
     if as_json:
         print_json(done.to_json())
         return
-    stdout.print(done.table())
+    if done.rows:
+        stdout.print(done.table())
     for sentence in done.sentences():
         stdout.print(sentence)
     for file in done.files.values():

@@ -1,8 +1,9 @@
-"""Contact sheets: frames of several videos side by side, one labelled row each."""
+"""Sheets of frames: contact sheets of several videos, and rows of tiles with headings, captions and legends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,87 @@ from store.errors import InputError
 
 PAPER, INK = (250, 250, 248), (40, 40, 44)
 GAP, MARGIN = 6, 16
+LABEL_LINE, CAPTION_LINE = 26, 18  # px
+TILE_SIDE = 180  # px: about how large a tile's longer side is drawn
+
+
+@dataclass(frozen=True)
+class Row:
+    """A labelled row of tiles: rgb (height, width, 3) uint8 each, with as many captions as tiles, or none at all.
+
+    legend   a picture at the row's right end
+    """
+
+    label: str
+    tiles: Sequence[np.ndarray[Any, Any]] | np.ndarray[Any, Any]
+    captions: Sequence[str] = ()
+    legend: Image.Image | None = None
+
+
+def tile_size(height: int, width: int) -> tuple[int, int]:
+    """(width, height) in pixels that a frame is drawn at: a small one enlarged by a whole number, none above 256."""
+    longer = max(height, width)
+    factor = max(1, round(TILE_SIDE / longer)) if longer <= 256 else 256 / longer
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def tile_sheet(
+    rows: Sequence[Row], size: tuple[int, int], title: str = "", headings: Sequence[str] = ()
+) -> Image.Image:
+    """Draw rows of tiles, all `size` = (width, height) pixels, one heading over each column; sides are even numbers.
+
+    A smaller picture keeps its hard edges, since it is a grid of tokens or of pixels to be looked at.
+    """
+    assert rows, "a sheet has at least one row"
+    columns, legends = max(len(row.tiles) for row in rows), [row.legend for row in rows if row.legend]
+    body = columns * (size[0] + GAP) - GAP
+    heights = [_row_height(row, size[1]) for row in rows]
+    width = 2 * MARGIN + body + max((MARGIN + legend.width for legend in legends), default=0)
+    above = MARGIN + LABEL_LINE * bool(title) + CAPTION_LINE * bool(headings)
+    sheet = Image.new("RGB", (_even(width), _even(above + sum(heights) + MARGIN // 2)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), _fitting(title, _font(16), width - 2 * MARGIN), fill=INK, font=_font(16))
+    _captions(draw, headings, size[0], above - CAPTION_LINE)
+    for row, top in zip(rows, np.cumsum([above, *heights[:-1]]), strict=True):
+        _draw_row(draw, sheet, row, size, int(top), 2 * MARGIN + body)
+    return sheet
+
+
+def _row_height(row: Row, tile: int) -> int:
+    drawn = LABEL_LINE * bool(row.label) + tile + CAPTION_LINE * bool(row.captions) + MARGIN // 2
+    return max(drawn, LABEL_LINE * bool(row.label) + (row.legend.height if row.legend else 0) + MARGIN // 2)
+
+
+def _draw_row(
+    draw: ImageDraw.ImageDraw, sheet: Image.Image, row: Row, size: tuple[int, int], top: int, legend_left: int
+) -> None:
+    if row.label:
+        draw.text((MARGIN, top), _fitting(row.label, _font(16), sheet.width - 2 * MARGIN), fill=INK, font=_font(16))
+        top += LABEL_LINE
+    for column, tile in enumerate(row.tiles):
+        sheet.paste(_resized(tile, size), (MARGIN + column * (size[0] + GAP), top))
+    _captions(draw, row.captions, size[0], top + size[1] + 2)
+    if row.legend:
+        sheet.paste(row.legend, (legend_left, top))
+
+
+def _captions(draw: ImageDraw.ImageDraw, captions: Sequence[str], tile: int, top: int) -> None:
+    for column, caption in enumerate(captions):
+        fitting = _fitting(caption, _font(13), tile)
+        draw.text((MARGIN + column * (tile + GAP), top), fitting, fill=INK, font=_font(13))
+
+
+def _resized(tile: np.ndarray[Any, Any], size: tuple[int, int]) -> Image.Image:
+    shrinks = tile.shape[1] > size[0] or tile.shape[0] > size[1]
+    return Image.fromarray(tile).resize(size, Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def _even(side: int) -> int:
+    return side + side % 2
 
 
 def contact_sheet(
