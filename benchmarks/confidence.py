@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flows.config import make_runtime
 from flows.edit import edit
-from flows.measure import Known, edit_row, true_scenes
+from flows.measure import Known, edit_row
 from flows.plan import Plan
 from flows.prepare import prepare
 from flows.runtime import load_backbone
@@ -72,7 +72,7 @@ def signs_of(plan: Plan, clip: Clip, backbone: Any) -> Iterator[dict[str, Any]]:
     session = Session(plan, backbone=lambda: backbone)
     prepared = prepare(session)
     field, tokens, frames = prepared.field(), prepared.tokens(), prepared.frames()["rgb"][:]
-    known = Known(frames, frames, true_scenes(clip, plan.decode.spec, frames), choose())
+    known = Known.of(clip, plan.decode.spec, frames, frames, choose())
     for layer in plan.layout.layers:
         if layer.tokens < 64:
             continue
@@ -90,7 +90,7 @@ def matches(units: Tensor, field: Any, step: int, size: tuple[int, int], known: 
         for target in {int(keyframes[side]) for side in sides} - {frame}:
             cosines = units[frame] @ units[target].T
             index, returns = cosines.argmax(1), returning(cosines, size)
-            moved, hidden = known.travel(frame, target, *size)
+            moved, hidden = (part[0] for part in known.travels([(frame, target)], *size))
             found["cosine"].append(cosines.amax(1))
             found["returns"].append(returns)
             found["error"].append(token_errors(index, moved).flatten())
@@ -189,9 +189,8 @@ def edited_both_ways(plan: Plan, clip: Clip, backbone: Any) -> dict[str, dict[st
     session = Session(plan, backbone=lambda: backbone)
     prepared = prepare(session)
     frames = prepared.frames()["rgb"][:]
-    known = Known(
-        frames, backbone.decode(backbone.encode(frames)), true_scenes(clip, plan.decode.spec, frames), choose()
-    )
+    floor = backbone.decode(backbone.encode(frames))
+    known = Known.of(clip, plan.decode.spec, frames, floor, choose())
     plain = edit(session)[0]["rgb"][:]
     heeding = edited_heeding(plan, session, backbone)
     prompt = clip.prompts[0]

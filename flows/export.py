@@ -61,6 +61,19 @@ def check_picture(file: Path) -> None:
         raise InputError(f"{file} cannot be written (permission denied); choose another folder")
 
 
+def make_folder(path: Path) -> Path:
+    """The folder, made if need be; InputError, before anything is computed, where results could not be written."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is no folder; name a folder with -o")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be made ({error.strerror or error}); choose another folder") from error
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path} cannot be written (permission denied); choose another folder")
+    return path
+
+
 def export_edit(edit: Artifact, frames: Artifact, file: Path, *, step: int, source: Path | None) -> Written:
     """Write an edited clip with the source's times, and its sound where `source` is there."""
     return write_video(

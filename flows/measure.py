@@ -5,32 +5,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from stages.measures.optical_flow import Estimator, estimated_motion
-from stages.measures.optical_flow import displacement as estimated_displacement
 from torch import Tensor
 
 from pocket.judge import Judge, load_judge
-from pocket.truth import ForeignTruthError, read_truth
 from pocket.world import COLOURS, GROUNDS, SHAPES, SURFACES, Scene, displacement, flow, render
 from stages.backbones.layout import ModelLayout
 from stages.decode_frames import Spec as DecodeSpec
 from stages.measures.correspondence import WITHIN, grid_of, pooled, token_errors
 from stages.measures.frames import Motion, gradient_energy, overlap, psnr, warp_errors
-from store.artifact import Artifact
-from store.errors import InputError
+from stages.measures.optical_flow import Estimator, estimated_motion
+from stages.measures.optical_flow import displacement as estimated_displacement
 from store.tables import Column
 
 from .suite import Clip
+from .truth import true_scenes
 
 WORDS = {"colour": COLOURS, "surface": SURFACES, "ground": GROUNDS, "shape": SHAPES}
 Rgb = np.ndarray[Any, Any]
+Pair = tuple[int, int]
 
 MEASURES: dict[str, Column] = {
     "warp_error": Column(
@@ -110,7 +109,7 @@ class Known:
     @classmethod
     def of(cls, clip: Clip, spec: DecodeSpec, source: Rgb, floor: Rgb, estimator: Estimator) -> Known:
         """Reads the truth beside the clip; InputError where the note there is not this clip's."""
-        return cls(source, floor, true_scenes(clip, spec, source), estimator)
+        return cls(source, floor, true_scenes(clip.video, spec.model_dump(), source.shape), estimator)
 
     @cached_property
     def motion(self) -> Motion:
@@ -126,13 +125,17 @@ class Known:
         assert self.scenes is not None
         return render(self.scenes, self.source.shape[1]).mask
 
-    def travel(self, frame: int, target: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Where the tokens of `frame` are in frame `target`: displacement (height, width, 2) in tokens, and hidden."""
+    def travels(self, pairs: Sequence[Pair], height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Where the tokens of each pair's frame are in its target: displacement in tokens, and hidden.
+
+        pairs     (frame, target) numbers
+        returns   (pair, height, width, 2) float32 and (pair, height, width) bool
+        """
         if self.scenes is not None and height == width:
-            moved, hidden = displacement(self.scenes[frame : frame + 1], self.scenes[target : target + 1], height)
-            return moved[0], hidden[0]
-        moved, hidden = (torch.from_numpy(part) for part in self._estimated(frame, target))
-        return pooled(moved, hidden, height, width)
+            frames, targets = (torch.tensor([pair[end] for pair in pairs]) for end in (0, 1))
+            return displacement(self.scenes[frames], self.scenes[targets], height)
+        moved, hidden = zip(*(self._estimated(pair) for pair in pairs), strict=True)
+        return pooled(torch.from_numpy(np.stack(moved)), torch.from_numpy(np.stack(hidden)), height, width)
 
     def object_tokens(self, frame: int, height: int, width: int) -> Tensor:
         """(height, width) bool: tokens whose centre is the object's; nowhere where that is not known."""
@@ -141,26 +144,14 @@ class Known:
         return render(self.scenes[frame : frame + 1], height).mask[0]
 
     @cached_property
-    def _flows(self) -> dict[tuple[int, int], tuple[Rgb, Rgb]]:
+    def _flows(self) -> dict[Pair, tuple[Rgb, Rgb]]:
         return {}
 
-    def _estimated(self, frame: int, target: int) -> tuple[Rgb, Rgb]:
-        if (frame, target) not in self._flows:
-            pair = self.source[frame], self.source[target]
-            self._flows[frame, target] = estimated_displacement(*pair, self.estimator)
-        return self._flows[frame, target]
-
-
-def true_scenes(clip: Clip, spec: DecodeSpec, source: Rgb) -> Scene | None:
-    """The scenes of the decoded frames; None where nobody knows them, or the frames are no squares any more."""
-    try:
-        scenes = read_truth(clip.video)
-    except ForeignTruthError as error:
-        raise InputError(str(error)) from None
-    if scenes is None or source.shape[1] != source.shape[2]:
-        return None
-    chosen = scenes[slice(spec.start, spec.stop, spec.step)]
-    return chosen if len(chosen) == len(source) else None
+    def _estimated(self, pair: Pair) -> tuple[Rgb, Rgb]:
+        if pair not in self._flows:
+            frame, target = pair
+            self._flows[pair] = estimated_displacement(self.source[frame], self.source[target], self.estimator)
+        return self._flows[pair]
 
 
 def edit_row(known: Known, edited: Rgb, prompt: str | None) -> dict[str, float]:
@@ -203,47 +194,55 @@ def asked_attributes(prompt: str, scenes: Scene) -> dict[str, int]:
     }  # fmt: skip
 
 
-def field_rows(known: Known, field: Artifact, layout: ModelLayout) -> Iterator[dict[str, Any]]:
-    """Accuracy and end-point error of a field, a row per layer and timestep."""
-    keyframes, neighbour, timesteps = field["keyframes"][:], field["neighbour"][:], field["timestep"][:]
+def field_rows(known: Known, field: Mapping[str, Any], layout: ModelLayout) -> Iterator[dict[str, Any]]:
+    """Accuracy and end-point error of a field, a row per layer and timestep; layers of under four tokens have none."""
+    neighbours, timesteps = field["neighbour"][:], field["timestep"][:]
+    targets = np.stack([keyframes[sides] for keyframes, sides in zip(field["keyframes"][:], neighbours, strict=True)])
+    grids = {layer.tokens: grid_of(layer.tokens, layout.latent_height, layout.latent_width) for layer in layout.layers}
+    truths = {tokens: _Truth(known, targets, *grid) for tokens, grid in grids.items() if tokens >= 4}
     for layer in layout.layers:
-        height, width = grid_of(layer.tokens, layout.latent_height, layout.latent_width)
-        if height * width < 4:
-            continue
-        targets = sorted({int(frame) for frame in keyframes.ravel()})
-        frames = range(neighbour.shape[1])
-        travels = {(f, k): known.travel(f, k, height, width) for f in frames for k in targets if f != k}
-        own = torch.stack([known.object_tokens(frame, height, width) for frame in frames])
-        index = torch.from_numpy(field[f"index.{layer.name}"][:].astype(np.int64))
-        for step, timestep in enumerate(timesteps):
-            row = _field_row(index[step], keyframes[step][neighbour[step]], travels, own)
-            yield {"layer": layer.name, "tokens": layer.tokens, "timestep": int(timestep), **row}
+        if layer.tokens in truths:
+            index = torch.from_numpy(field[f"index.{layer.name}"][:].astype(np.int64))
+            for step, timestep in enumerate(timesteps):
+                row = truths[layer.tokens].row(index[step], targets[step])
+                yield {"layer": layer.name, "tokens": layer.tokens, "timestep": int(timestep), **row}
 
 
-def _field_row(
-    index: Tensor, targets: np.ndarray[Any, Any], travels: dict[tuple[int, int], tuple[Tensor, Tensor]], own: Tensor
-) -> dict[str, float]:  # fmt: skip
-    """One layer at one step: index (frame, side, token), targets (frame, side): the keyframes' frame numbers."""
-    chosen = [
-        (frame, side)
-        for frame, sides in enumerate(targets)
-        for side, target in enumerate(sides)
-        if target != frame and not (side == 1 and sides[0] == sides[1])
-    ]
-    if not chosen:
-        return {}
-    moved, hidden = (
-        torch.stack([travels[frame, int(targets[frame, side])][part] for frame, side in chosen]) for part in (0, 1)
-    )
-    errors = token_errors(torch.stack([index[frame, side] for frame, side in chosen]), moved)
-    seen, on_object = ~hidden, torch.stack([own[frame] for frame, _ in chosen]) & ~hidden
-    return {
-        "accuracy": _mean(errors <= WITHIN, seen),
-        "error": _mean(errors, seen),
-        "object_accuracy": _mean(errors <= WITHIN, on_object),
-        "object_error": _mean(errors, on_object),
-        "hidden": float(hidden.float().mean()),
-    }
+class _Truth:
+    """What is true of the matches of one token grid, whatever the layer: found once for all of its pairs of frames."""
+
+    def __init__(self, known: Known, targets: np.ndarray[Any, Any], height: int, width: int) -> None:
+        """targets (timestep, frame, side): the keyframes' frame numbers."""
+        pairs = sorted({pair for sides in targets for pair, _ in _followed(sides)})
+        self.place = {pair: place for place, pair in enumerate(pairs)}
+        if pairs:
+            self.moved, self.hidden = known.travels(pairs, height, width)
+        self.own = torch.stack([known.object_tokens(frame, height, width) for frame in range(targets.shape[1])])
+
+    def row(self, index: Tensor, targets: np.ndarray[Any, Any]) -> dict[str, float]:
+        """The measures of one layer at one step: index (frame, side, token), targets (frame, side)."""
+        followed = list(_followed(targets))
+        if not followed:
+            return {}
+        places = [self.place[pair] for pair, _ in followed]
+        matches = torch.stack([index[frame, side] for (frame, _), side in followed])
+        errors, seen = token_errors(matches, self.moved[places]), ~self.hidden[places]
+        on_object = self.own[[frame for (frame, _), _ in followed]] & seen
+        return {
+            "accuracy": _mean(errors <= WITHIN, seen),
+            "error": _mean(errors, seen),
+            "object_accuracy": _mean(errors <= WITHIN, on_object),
+            "object_error": _mean(errors, on_object),
+            "hidden": float((~seen).float().mean()),
+        }
+
+
+def _followed(targets: np.ndarray[Any, Any]) -> Iterator[tuple[Pair, int]]:
+    """(frame, keyframe) and side of every match that was looked for: not of keyframes, and a sole neighbour once."""
+    for frame, sides in enumerate(targets):
+        for side, target in enumerate(sides):
+            if target != frame and not (side == 1 and sides[0] == sides[1]):
+                yield (frame, int(target)), side
 
 
 def _mean(values: Tensor, where: Tensor) -> float:

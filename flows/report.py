@@ -20,7 +20,7 @@ from store.store import Store
 
 from . import charts
 from .config import EditConfig, RuntimeConfig
-from .report_measures import Confidence, confidence, steadiness, true_scenes
+from .report_measures import Confidence, confidence, scenes_of, steadiness
 from .report_pictures import MOST_THUMBNAILS, Shown, clip_pictures, evenly, thumbnails
 from .sidecar import read_sidecar, sidecar_file
 
@@ -103,7 +103,7 @@ def contents(store: Store, run: Row, method: str) -> Row:
     frames, edits = clips_of(store, run)
     clips = [frames, *(edit.clip for edit in edits)]
     shown = Shown.of(frames, len(clips))
-    scenes = true_scenes(store, frames, Path(run["config"]["video"]), run["video"])
+    scenes = scenes_of(store, frames, Path(run["config"]["video"]), run["video"])
     steady = steadiness(clips, scenes, method)
     prompts = [edit.prompt for edit in edits]
     names = ["source", *prompts]

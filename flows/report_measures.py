@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from store.artifact import Artifact
+from store.errors import InputError
 from store.store import Store
 
 from .report_pictures import evenly
@@ -83,23 +84,19 @@ def _warp_errors(clips: Sequence[Artifact], block: slice, scenes: Any, estimator
     return [1000 * warp_errors(clip["rgb"][block], motion).double().numpy() for clip in clips]
 
 
-def true_scenes(store: Store, frames: Artifact, video: Path, video_key: str) -> Any:
-    """The rendered world's scene per decoded frame; None where nobody knows it, or the frames are no squares.
+def scenes_of(store: Store, frames: Artifact, video: Path, video_key: str) -> Any:
+    """The rendered world's scene per decoded frame; None where nobody knows it.
 
     video_key   the hash of the bytes that were decoded: another file may lie at `video` by now
     """
-    from pocket.truth import ForeignTruthError, read_truth
+    from .truth import true_scenes
 
-    count, height, width = frames["rgb"].shape[:3]
-    if height != width or not video.is_file() or f"blake3:{store.file_hash(video)}" != video_key:
+    if not video.is_file() or f"blake3:{store.file_hash(video)}" != video_key:
         return None
     try:
-        scenes = read_truth(video)
-    except ForeignTruthError:
+        return true_scenes(video, frames.record.recipe.spec, frames["rgb"].shape)
+    except InputError:
         return None
-    spec: Any = frames.record.recipe.spec
-    chosen = None if scenes is None else scenes[slice(spec["start"], spec["stop"], spec["step"])]
-    return chosen if chosen is not None and len(chosen) == count else None
 
 
 def confidence(field: Artifact) -> Confidence:

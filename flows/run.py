@@ -18,6 +18,7 @@ from .edit import edit, preview
 from .engine import Wanted, choose_engine, run_with_prefect
 from .export import check_outputs, check_pictures, export_edit, output_files, preview_sheet
 from .plan import Plan
+from .remarks import remarks
 from .runtime import check_device
 from .sidecar import Sidecar, check_sidecar_place, written_sidecar
 from .tasks import Progress, Quiet, Session, Use
@@ -150,16 +151,6 @@ def _new_sidecars(plan: Plan, edits: list[Artifact], files: list[Path]) -> dict[
     return new
 
 
-def cut_prompts(uses: list[Use]) -> list[str]:
-    """What the model did not read of the prompts, as its artifacts remember it."""
-    said: dict[str, str] = {}
-    for use in uses:
-        note = use.artifact.record.note
-        cut = note.get("cut") if isinstance(note, dict) else None
-        said |= {str(k): str(v) for k, v in cut.items()} if isinstance(cut, dict) else {}
-    return [f"the prompt {prompt!r} is longer than the model reads: {rest!r} was cut" for prompt, rest in said.items()]
-
-
 def _walk(
     plan: Plan, work: Callable[[Session], list[Artifact]], name: FlowName, engine: Wanted, progress: Progress | None
 ) -> tuple[Session, list[Artifact]]:
@@ -188,7 +179,7 @@ def _result(
 ) -> Result:
     """The result; the store remembers a run that computed something, and where it can one that only wrote files."""
     uses, plan = session.used(), session.plan
-    result = Result(outputs, uses, [*cut_prompts(uses), *notes], time.perf_counter() - began, plan.store.root)
+    result = Result(outputs, uses, [*remarks(plan.store, uses), *notes], time.perf_counter() - began, plan.store.root)
     computed = any(not use.hit for use in uses)
     try:
         return replace(result, run=_saved(plan, result, command) if computed or new_files else None)

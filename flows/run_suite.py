@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from store.tables import make_table, write_table
 from .config import EditConfig, RuntimeConfig, make_runtime, parse_bytes
 from .evaluate import Evaluation, evaluate
 from .evaluation_page import write_page
+from .export import make_folder
 from .measure import FIELD_TABLE, TABLE
 from .suite import Metrics, Suite, read_suite, suite_of
 from .tasks import Progress
@@ -53,7 +53,7 @@ def run_suite(
     progress: Progress | None = None,
 ) -> tuple[Evaluation, dict[str, str]]:  # fmt: skip
     """Carry the suite out, and write its tables and its page into `output`, `<suite>-eval` without it."""
-    folder = _folder(output or Path(f"{suite.name}-eval"))
+    folder = make_folder(output or Path(f"{suite.name}-eval"))
     evaluation = evaluate(suite, runtime, store, say, progress)
     files: dict[str, str] = {}
     tables = [("edits", TABLE, evaluation.rows), ("field", FIELD_TABLE, evaluation.field_rows)]
@@ -64,16 +64,3 @@ def run_suite(
     page = folder / "summary.html"
     write_page(evaluation, page)
     return evaluation, {**files, "page": str(page)}
-
-
-def _folder(path: Path) -> Path:
-    """The folder, made if need be; InputError, before anything is computed, where results could not be written."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is no folder; name a folder with -o")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be made ({error.strerror or error}); choose another folder") from error
-    if not os.access(path, os.W_OK):
-        raise InputError(f"{path} cannot be written (permission denied); choose another folder")
-    return path

@@ -170,7 +170,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "interval": (["--prompt", "a", "--keyframe-interval", "0"], "--keyframe-interval 0: "),
     "offsets": (["--prompt", "a", "--keyframe-offsets", "65"], "--keyframe-offsets 65: "),
     "attended": (["--prompt", "a", "--attended-keyframes", "0"], "--attended-keyframes 0: "),
-    "blend": (["--prompt", "a", "--blend", "cubic"], "--blend 'cubic': input should be 'linear' or 'sigmoid'"),
+    "blend": (["--prompt", "a", "--blend", "cubic"], "--blend 'cubic': input should be 'linear', 'sigmoid', 'nearest' or 'previous'"),
     "device": (["--prompt", "a", "--device", "tpu"], "--device 'tpu': input should be 'auto', 'cpu' or 'cuda'"),
     "budget": (["--prompt", "a", "--token-budget", "lots"], "--token-budget 'lots' is not a size"),
     "budget below 0": (["--prompt", "a", "--token-budget", "-5"], "--token-budget '-5' is not a size"),

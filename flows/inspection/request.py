@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from store.errors import InputError
 from store.store import Store
 
 from ..config import EditConfig, RuntimeConfig, make_config, make_runtime, parse_bytes
+from ..export import make_folder
 from ..plan import Plan
 from ..tasks import Progress
 from .components import inspect_components
@@ -81,19 +81,6 @@ def _drawn(what: str, request: Request, folder: Path, source: Source, options: d
         return inspect_field(source, folder, **options)
     assert what == "reconstruct", what
     return inspect_reconstruct(source, folder)
-
-
-def make_folder(path: Path) -> Path:
-    """The folder, made if need be; InputError, before anything is computed, where pictures could not be written."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is no folder; name a folder with -o")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be made ({error.strerror or error}); choose another folder") from error
-    if not os.access(path, os.W_OK):
-        raise InputError(f"{path} cannot be written (permission denied); choose another folder")
-    return path
 
 
 def _run_with(store: Store, prefix: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pocket.truth import ForeignTruthError, read_truth
 from pocket.world import Scene
 from stages.backbones.layout import Layer
 from stages.diffusion.chunks import blocks_of
@@ -26,6 +25,7 @@ from ..plan import Node, Plan
 from ..prepare import Prepared, prepare
 from ..runtime import check_device
 from ..tasks import Progress, Quiet, Session
+from ..truth import true_scenes
 
 Say = Callable[[str], None]
 Rgb = np.ndarray[Any, Any]
@@ -135,14 +135,7 @@ class Source:
     @cached_property
     def scenes(self) -> Scene | None:
         """A scene per decoded frame where the world rendered the clip; None where nobody knows, or for no squares."""
-        try:
-            scenes = read_truth(self.plan.config.video)
-        except ForeignTruthError as error:
-            raise InputError(str(error)) from None
-        spec = self.plan.decode.spec
-        chosen = scenes[slice(spec.start, spec.stop, spec.step)] if scenes is not None else None
-        square = self.rgb.shape[1] == self.rgb.shape[2]
-        return chosen if chosen is not None and square and len(chosen) == self.count else None
+        return true_scenes(self.plan.config.video, self.plan.decode.spec.model_dump(), self.rgb.shape)
 
     # work
 

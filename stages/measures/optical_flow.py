@@ -6,6 +6,7 @@ Source: Kroeger et al., arXiv 1603.03590 (DIS); Teed & Deng, arXiv 2003.12039 (R
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -37,15 +38,18 @@ class Dis:
     name = "OpenCV DIS"
 
     def __init__(self, side: int = DIS_SIDE, preset: int = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM) -> None:
-        self.side, self.search = side, cv2.DISOpticalFlow_create(preset)
+        self.side, self.search = side, cv2.DISOpticalFlow.create(preset)
 
     def __call__(self, source: Rgb, target: Rgb) -> Rgb:
         height, width = source.shape[:2]
         scale = max(1.0, self.side / min(height, width))
         size = round(width * scale), round(height * scale)
-        grey = [cv2.cvtColor(cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC), cv2.COLOR_RGB2GRAY)
-                for rgb in (source, target)]  # fmt: skip
-        found = cv2.resize(self.search.calc(*grey, None), (width, height), interpolation=cv2.INTER_AREA)
+        grey = [
+            cv2.cvtColor(cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC), cv2.COLOR_RGB2GRAY)
+            for rgb in (source, target)
+        ]
+        large: Any = self.search.calc(grey[0], grey[1], None)
+        found = cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
         return (found * [width / size[0], height / size[1]]).astype(np.float32)
 
 
@@ -58,14 +62,15 @@ class Raft:
     name = "RAFT"
 
     def __init__(self) -> None:
-        if find_spec("torchvision") is None:
-            raise InputError("optical flow by raft needs torchvision, which is not installed; install it, or use dis")
-        from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
-
         try:
+            from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
+
             self.model = raft_large(weights=Raft_Large_Weights.DEFAULT).eval()
-        except OSError as error:
-            raise InputError(f"the weights of raft cannot be had ({error}); use dis") from None
+        except (ImportError, RuntimeError, OSError) as error:  # not installed, for another torch, or no weights
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"optical flow by raft needs torchvision, fit for this torch, and its weights ({reason}); use dis"
+            ) from None
 
     @torch.inference_mode()
     def __call__(self, source: Rgb, target: Rgb) -> Rgb:
@@ -80,11 +85,14 @@ class Raft:
 
 
 def choose(method: str = "auto") -> Estimator:
-    """ "raft", "dis", or "auto": RAFT where torchvision is installed, else DIS; InputError for any other."""
+    """By name: "raft", "dis", or "auto": RAFT where torchvision and its weights are to be had, else DIS."""
     if method not in ("auto", "raft", "dis"):
         raise InputError(f"no optical flow {method!r}; have auto, raft, dis")
-    if method == "raft" or (method == "auto" and find_spec("torchvision") is not None):
+    if method == "raft":
         return Raft()
+    if method == "auto" and find_spec("torchvision") is not None:
+        with suppress(InputError):
+            return Raft()
     return Dis()
 
 

@@ -13,7 +13,6 @@ import pandas
 import pytest
 import torch
 import xarray
-from stages.measures.optical_flow import choose
 
 from flows.config import make_runtime
 from flows.evaluate import Evaluation, evaluate
@@ -25,6 +24,7 @@ from pocket.clips import write_video
 from pocket.truth import truth_file
 from pocket.world import flow, render, sample_clip
 from stages.measures.frames import unit, warped
+from stages.measures.optical_flow import choose
 from store.errors import InputError
 from store.store import Store
 from tests.flows.runs import Executed
@@ -183,13 +183,13 @@ def test_a_field_made_of_the_truth_is_accurate(tmp_path: Path, tiny_folder: Path
         side = round(layer.tokens**0.5)
         index = np.array(field[f"index.{layer.name}"][:])
         for step, frame, which in np.ndindex(*index.shape[:3]):
-            moved, _ = known.travel(frame, int(keyframes[step, neighbour[step, frame, which]]), side, side)
+            moved = known.travels([(frame, int(keyframes[step, neighbour[step, frame, which]]))], side, side)[0][0]
             rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
             x = (columns + moved[..., 0]).round().clamp(0, side - 1).long()
             y = (rows + moved[..., 1]).round().clamp(0, side - 1).long()
             index[step, frame, which] = (y * side + x).flatten().numpy()
         perfect[f"index.{layer.name}"] = index
-    rows = list(field_rows(known, perfect, plan.layout))  # type: ignore[arg-type]
+    rows = list(field_rows(known, perfect, plan.layout))
     assert rows
     assert all(row["accuracy"] == 1 for row in rows if "accuracy" in row)
     assert all(row["error"] < 0.75 for row in rows if "error" in row)

@@ -1,0 +1,50 @@
+"""What a user should hear of the artifacts a run stood on, whether they were computed now or found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.invert_frames import checked_frames
+from store.artifact import Artifact
+from store.store import Store
+
+from .tasks import Use
+
+LOW_PSNR = 25.0  # dB: below it, what comes back is visibly another picture (docs/decisions.md, "Inversion")
+
+
+def remarks(store: Store, uses: Sequence[Use]) -> list[str]:
+    """Prompts that were cut, and inversions that do not lead back."""
+    found = [*_cut_prompts(uses)]
+    for use in uses:
+        if use.node.stage == "invert_frames":
+            found += _bad_inversion(store, use.artifact)
+    return found
+
+
+def _cut_prompts(uses: Sequence[Use]) -> list[str]:
+    """What the model did not read of the prompts, as its artifacts remember it."""
+    said: dict[str, str] = {}
+    for use in uses:
+        note = use.artifact.record.note
+        cut = note.get("cut") if isinstance(note, dict) else None
+        said |= {str(k): str(v) for k, v in cut.items()} if isinstance(cut, dict) else {}
+    return [f"the prompt {prompt!r} is longer than the model reads: {rest!r} was cut" for prompt, rest in said.items()]
+
+
+def _bad_inversion(store: Store, latents: Artifact) -> Iterator[str]:
+    """A sentence when the worst of the frames that were sampled back is too far from the source."""
+    # Remembered as a note: a run that finds everything has no need to open Zarr.
+    measured: Any = store.remembered(
+        f"inversion_psnr {latents.digest}", lambda: [float(value) for value in latents["inversion_psnr"][:]]
+    )
+    worst = int(np.argmin(measured))
+    if measured[worst] < LOW_PSNR:
+        frame = checked_frames(latents.schema.size("frame") or 0)[worst]
+        yield (
+            f"the inversion leads back to frame {frame} with {measured[worst]:.1f} dB only, and an edit cannot be "
+            "better than that: say what the video shows with --source-prompt, or raise --inversion-steps"
+        )
