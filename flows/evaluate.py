@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from stages.measures.optical_flow import Estimator
 
 from stages.decode_frames import Spec as DecodeSpec
+from stages.measures.optical_flow import Estimator
 from store.artifact import Artifact
 from store.errors import InputError
 from store.store import Store
@@ -54,7 +54,11 @@ PICTURES = 6  # clips whose frames are kept to be shown
 
 
 class Evaluator:
-    """One suite under way: the model is loaded once, whatever the number of clips and settings."""
+    """One suite under way: the model is loaded once, whatever the number of clips and settings.
+
+    say      is told each clip, and each artifact that was there once and has to be computed again
+    raises   InputError, before anything is computed, where a clip, a setting or a metric's model cannot be used
+    """
 
     def __init__(
         self, suite: Suite, runtime: RuntimeConfig, store: Store, say: Say, progress: Progress | None = None
@@ -144,13 +148,14 @@ class ClipWork:
     def field_rows(self) -> list[Row]:
         """A row per layer and timestep of every different field; where every frame is a keyframe there is none."""
         found: list[Row] = []
-        seen: set[str] = set()
+        seen: set[tuple[Any, str]] = set()
         for setting in self.settings:
             session = self.sessions[setting.name]
-            key = session.plan.match.key.hex
-            if key in seen or session.plan.match.spec.keyframe_interval == 1 or not self.clip.prompts:
+            spec, tokens = session.plan.match.spec, session.plan.extract.key.hex
+            matches = (spec.model_copy(update={"blend": "linear"}), tokens)  # the blend matches nothing otherwise
+            if matches in seen or spec.keyframe_interval == 1 or not self.clip.prompts:
                 continue
-            seen.add(key)
+            seen.add(matches)
             artifact = self.prepared[setting.name].field()
             rows = field_rows(self.known, artifact, session.plan.layout)
             found += [{"clip": self.clip.name, "setting": setting.name, **row} for row in rows]
@@ -194,13 +199,6 @@ class ClipWork:
             "text_alignment": model.text_alignment(edited, prompt),
             "frame_consistency": model.frame_consistency(edited),
         }
-
-
-def evaluate(
-    suite: Suite, runtime: RuntimeConfig, store: Store, say: Say, progress: Progress | None = None
-) -> Evaluation:  # fmt: skip
-    """Carry out a suite; `say` is told each clip, and each artifact that has to be computed again."""
-    return Evaluator(suite, runtime, store, say, progress).run()
 
 
 def _estimator(suite: Suite) -> Estimator:

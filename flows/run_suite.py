@@ -11,7 +11,7 @@ from store.store import Store
 from store.tables import make_table, write_table
 
 from .config import EditConfig, RuntimeConfig, make_runtime, parse_bytes
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, Evaluator
 from .evaluation_page import write_page
 from .export import make_folder
 from .measure import FIELD_TABLE, TABLE
@@ -53,8 +53,9 @@ def run_suite(
     progress: Progress | None = None,
 ) -> tuple[Evaluation, dict[str, str]]:  # fmt: skip
     """Carry the suite out, and write its tables and its page into `output`, `<suite>-eval` without it."""
+    evaluator = Evaluator(suite, runtime, store, say, progress)  # refuses what cannot be used before anything is made
     folder = make_folder(output or Path(f"{suite.name}-eval"))
-    evaluation = evaluate(suite, runtime, store, say, progress)
+    evaluation = evaluator.run()
     files: dict[str, str] = {}
     tables = [("edits", TABLE, evaluation.rows), ("field", FIELD_TABLE, evaluation.field_rows)]
     for name, columns, rows in tables:

@@ -170,7 +170,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "interval": (["--prompt", "a", "--keyframe-interval", "0"], "--keyframe-interval 0: "),
     "offsets": (["--prompt", "a", "--keyframe-offsets", "65"], "--keyframe-offsets 65: "),
     "attended": (["--prompt", "a", "--attended-keyframes", "0"], "--attended-keyframes 0: "),
-    "blend": (["--prompt", "a", "--blend", "cubic"], "--blend 'cubic': input should be 'linear', 'sigmoid', 'nearest' or 'previous'"),
+    "blend": (["--prompt", "a", "--blend", "cubic"], "--blend 'cubic': input should be 'linear', 'sigmoid', 'near"),
     "device": (["--prompt", "a", "--device", "tpu"], "--device 'tpu': input should be 'auto', 'cpu' or 'cuda'"),
     "budget": (["--prompt", "a", "--token-budget", "lots"], "--token-budget 'lots' is not a size"),
     "budget below 0": (["--prompt", "a", "--token-budget", "-5"], "--token-budget '-5' is not a size"),
@@ -457,3 +457,41 @@ def test_a_closed_pipe_is_no_error(made: Path) -> None:
     command = f"{sys.executable} -m cli list --store {made / 'store'} | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert (len(done.stdout), done.stderr) == (1, "")
+
+
+# eval
+
+
+def test_eval_measures_a_video_beside_its_baselines(tf: Tf) -> None:
+    done = tf("eval", "clip.mp4", "--prompt", "a red ball", "--model", tf.model, "--steps", "2", "--keyframe-interval",
+              "3", "-o", "out", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert [entry["setting"] for entry in done.json["settings"]] == ["autoencoder", "ours", "per-frame"]
+    assert done.json["flow"] == "OpenCV DIS"
+    assert all(entry["warp_error"] > 0 for entry in done.json["settings"])
+    assert "× 1000" in done.json["measures"]["warp_error"]
+    assert {path.name for path in Path("out").iterdir()} == {
+        "edits.csv", "edits.zarr", "field.csv", "field.zarr", "summary.html",
+    }  # fmt: skip
+
+
+BAD_EVALUATIONS = {
+    "no suite": (["gone.toml"], "there is no suite gone.toml"),
+    "option": (["suite.toml", "--steps", "3"], "--steps does not go with a suite; write it into suite.toml"),
+    "setting": (["suite.toml", "--set", "feature=1"], "--set does not go with a suite"),
+    "unknown": (["suite.toml"], "no option 'steeps'"),
+    "flow": (["clip.mp4", "--prompt", "a", "--flow", "farneback"], "--flow 'farneback': have auto, raft, dis"),
+    "raft": (["clip.mp4", "--prompt", "a", "--flow", "raft"], "needs torchvision"),
+    "clip model": (["clip.mp4", "--prompt", "a", "--clip-model", "nowhere"], "nowhere"),
+    "output": (["clip.mp4", "--prompt", "a", "-o", "clip.mp4"], "clip.mp4 is no folder"),
+    "no prompt": (["clip.mp4"], "there is no prompt"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_EVALUATIONS)
+def test_an_evaluation_that_cannot_be_made_is_refused(name: str, tf: Tf) -> None:
+    arguments, says = BAD_EVALUATIONS[name]
+    Path("suite.toml").write_text("[options]\nsteeps = 3\n[pocket]\nclips = 1\n")
+    refused(tf("eval", *arguments), says)
+    assert not Path("suite-eval").exists()
+    assert not Path("clip-eval").exists()

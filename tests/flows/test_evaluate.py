@@ -15,7 +15,7 @@ import torch
 import xarray
 
 from flows.config import make_runtime
-from flows.evaluate import Evaluation, evaluate
+from flows.evaluate import Evaluation, Evaluator
 from flows.evaluation_page import summarized, write_page
 from flows.measure import Known, asked_attributes, edit_row, field_rows
 from flows.run_suite import run_suite
@@ -59,7 +59,7 @@ def suite(tmp_path: Path, tiny_folder: Path) -> Suite:
 
 
 def run(suite: Suite, store: Store, said: list[str] | None = None) -> Evaluation:
-    return evaluate(suite, make_runtime(), store, (said if said is not None else []).append)
+    return Evaluator(suite, make_runtime(), store, (said if said is not None else []).append).run()
 
 
 def of(evaluation: Evaluation, setting: str) -> list[dict[str, Any]]:
