@@ -57,8 +57,8 @@ def edit_options(
     steps: Annotated[int, typer.Option(help="Denoising steps of the edit.")] = 50,
     inversion_steps: Annotated[int | None, typer.Option(help="Inversion steps; as many as --steps without it.")] = None,
     inversion_evaluations: Annotated[
-        int, typer.Option(help="Of the model per inversion step; beyond 1 each refines the step.")
-    ] = 1,
+        int, typer.Option(help="Of the model per inversion step; 1 is plain DDIM, each further one refines the step.")
+    ] = 2,
     seed: Annotated[int, typer.Option(help="Of the keyframe schedule and of an editor's noise.")] = 0,
     editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp or sdedit.")] = "pnp",
     set_: Annotated[

@@ -40,7 +40,7 @@ class EditConfig(Frozen):
         None, title="Inversion steps", description="as many as steps without it", ge=1, le=1000
     )
     inversion_evaluations: int = Field(
-        1, title="Inversion evaluations", description="of the model per inversion step; beyond 1 each refines it", ge=1,
+        2, title="Inversion evaluations", description="of the model per inversion step; beyond 1 each refines it", ge=1,
         le=10,
     )  # fmt: skip
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)

@@ -91,8 +91,8 @@ class Evaluator:
         """A session over the shared model; says aloud what was there once and has to be computed again."""
         plan = self.plans[clip.video, setting.name]
         for node in plan.to_compute():
-            why = self.store.explain(node.key)
-            if why is not None and why.nearest == node.key.hex:
+            if self.store.knows(node.key):
+                why = self.store.explain(node.key)
                 self.say(f"{clip.name}: {node.stage}/{node.key.hex[:12]} is gone ({why}), and is computed again")
         model = (plan.model.key, plan.device)
         session = Session(plan, progress=self.progress, backbone=lambda: self._backbone(model, plan))

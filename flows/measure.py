@@ -133,7 +133,7 @@ class Known:
         """
         if self.scenes is not None and height == width:
             frames, targets = (torch.tensor([pair[end] for pair in pairs]) for end in (0, 1))
-            return displacement(self.scenes[frames], self.scenes[targets], height)
+            return displacement(self.scenes[frames], self.scenes[targets], height, border=1)
         moved, hidden = zip(*(self._estimated(pair) for pair in pairs), strict=True)
         return pooled(torch.from_numpy(np.stack(moved)), torch.from_numpy(np.stack(hidden)), height, width)
 

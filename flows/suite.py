@@ -86,8 +86,12 @@ class Suite(Frozen):
     def config(self, clip: Clip, setting: Setting) -> EditConfig:
         """What `tf run` would be asked for; without prompts, the source prompt stands in and is never edited."""
         prompts = clip.prompts or (clip.source_prompt or "nothing",)
+        options = {**self.options, **setting.options}
+        shared, own = (given.get("editor_settings") for given in (self.options, setting.options))
+        if isinstance(shared, dict) and isinstance(own, dict):
+            options["editor_settings"] = {**shared, **own}
         return make_config(
-            **{**self.options, **setting.options},
+            **options,
             video=clip.video, source_prompt=clip.source_prompt, frames=clip.frames, prompts=prompts,
         )  # fmt: skip
 

@@ -283,9 +283,11 @@ def flow(clip: Scene, size: int) -> Flow:
     return Flow(forward, backward, hidden_forward, hidden_backward)
 
 
-def displacement(source: Scene, target: Scene, size: int) -> tuple[Tensor, Tensor]:
+def displacement(source: Scene, target: Scene, size: int, *, border: float | None = None) -> tuple[Tensor, Tensor]:
     """Where the points under the pixels of each scene of `source` are in the scene of `target` at the same place.
 
+    border    how far from the middle a point is outside; without it at the centres of the outermost pixels, beyond
+              which nothing can be interpolated. 1 is the picture's edge, which is right for tokens
     returns   displacement (scene, height, width, 2), (x, y) in pixels of a `size` × `size` picture, and hidden
               (scene, height, width) bool: the point is covered or outside in `target`
     """
@@ -295,7 +297,7 @@ def displacement(source: Scene, target: Scene, size: int) -> tuple[Tensor, Tenso
     landed = torch.where(
         is_object[..., None], _from_object(target, u), _from_ground(target, _to_ground(source, pixels))
     )
-    outside = (landed.abs() > 1 - 1 / size).any(dim=-1)
+    outside = (landed.abs() > (1 - 1 / size if border is None else border)).any(dim=-1)
     covered = ~is_object & (_distance(target, _to_object(target, landed)) < 0)
     return (landed - pixels) * (size / 2), outside | covered
 

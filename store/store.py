@@ -125,6 +125,10 @@ class Store:
             raise InputError(f"the record {found[0]} was just deleted; tf list shows what is there")
         return record
 
+    def knows(self, key: ArtifactKey) -> bool:
+        """Whether there is a record of `key`, be its object there or not."""
+        return self.layout.record(key.stage, key.hex).is_file()
+
     def explain(self, key: ArtifactKey, upstream: Mapping[str, ArtifactKey] | None = None) -> Explanation | None:
         """Why `key` is a miss: its record's fault, or what differs from the nearest of its stage; None for a hit.
 

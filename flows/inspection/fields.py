@@ -64,7 +64,7 @@ def true_field(scenes: Scene, field: Field) -> Truth:
     """The exact motion of a rendered clip, and the field's distance from it."""
     height, width = field.similarity.shape[1:]
     assert height == width, "the world renders squares"
-    moved, hidden = displacement(scenes, scenes[torch.from_numpy(field.keyframes).long()], height)
+    moved, hidden = displacement(scenes, scenes[torch.from_numpy(field.keyframes).long()], height, border=1)
     errors = (torch.from_numpy(field.found) - moved).norm(dim=-1)
     return Truth(moved.numpy(), torch.where(hidden, torch.nan, errors).numpy())
 
