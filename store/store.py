@@ -152,7 +152,8 @@ class Store:
 
     def save_run(self, run: Mapping[str, JsonValue]) -> str:
         """Keep what one run of the command line did; returns its id, which sorts by time."""
-        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        now = datetime.now(UTC)
+        name = f"{now:%Y%m%d-%H%M%S}-{now.microsecond:05x}{secrets.randbelow(16):x}"
         text = json.dumps({**run, "id": name}, indent=1, ensure_ascii=False)
         with writing(self.root, f"run {name}"):
             write_whole(self.layout.runs / f"{name}.json", text)
