@@ -155,8 +155,9 @@ def _field_tables(rows: Sequence[Row]) -> Iterator[FieldTable]:
 def _picture(shown: Shown) -> str:
     """A contact sheet as a data URI."""
     file = io.BytesIO()
-    contact_sheet(shown.rows, columns=8, scale=max(1, round(96 / shown.rows[0][1].shape[1]))).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    sheet = contact_sheet(shown.rows, columns=8, scale=max(1, round(96 / shown.rows[0][1].shape[1])))
+    sheet.save(file, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _heading(name: str, column: Column) -> str:

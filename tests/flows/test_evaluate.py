@@ -116,7 +116,7 @@ def test_tables_and_page_are_written_and_open(suite: Suite, tmp_path: Path) -> N
     assert "<b>&" not in page
     assert "&lt;b&gt;&amp;" in page
     assert "http" not in page.replace("http-equiv", ""), "it loads nothing"
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/webp;base64,") == 2
 
 
 def test_truth_is_found_beside_the_clip_and_belongs_to_it(tmp_path: Path, tiny_folder: Path) -> None:
