@@ -133,10 +133,9 @@ class ClipWork:
             return [self._inversion_row(setting) for setting in self.settings]
         found: list[Row] = []
         for prompt in self.clip.prompts:
-            label = f"{prompt} · autoencoder alone"
             known = self.known
             found.append(self._named("autoencoder", prompt) | edit_row(known, known.floor, None))
-            shown = [("source", known.source), (label, known.floor)]
+            shown = [("source", known.source), ("autoencoder alone", known.floor)]
             for setting in self.settings:
                 edited = self._edited(setting, prompt)["rgb"][:]
                 row = self._named(setting.name, prompt) | self._inversion(setting)

@@ -162,7 +162,7 @@ def _picture(shown: Shown) -> str:
 
 def _heading(name: str, column: Column) -> str:
     units = {"1e-3": "×10⁻³"}.get(column.units, column.units)
-    return name.replace("_", " ") + (f", {units}" if units else "")
+    return name.replace("_", " ").replace("psnr", "PSNR") + (f", {units}" if units else "")
 
 
 def as_json(evaluation: Evaluation, files: dict[str, str]) -> dict[str, Any]:
