@@ -149,7 +149,7 @@ def test_a_true_field_has_no_error_and_hidden_tokens_no_say() -> None:
     assert truth is not None
     keyframes, similarity = np.array([0, 0, 0]), np.ones((3, 16, 16), np.float32)
     scenes = truth[torch.tensor([0, 8, 16])]
-    moved, hidden = displacement(scenes, scenes[torch.tensor([0, 0, 0])], 16)
+    moved, hidden = displacement(scenes, scenes[torch.tensor([0, 0, 0])], 16, border=1)
     errors = true_field(scenes, Field(keyframes, moved.numpy(), similarity)).errors
     assert np.isnan(errors).tolist() == hidden.tolist()
     assert np.nanmax(errors) == 0
