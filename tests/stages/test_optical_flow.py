@@ -100,5 +100,5 @@ def test_an_unknown_method() -> None:
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
 def test_without_torchvision() -> None:
     assert choose("auto").name == choose("dis").name
-    with pytest.raises(InputError, match="optical flow by raft needs torchvision.*use dis"):
+    with pytest.raises(InputError, match=r"optical flow by raft needs torchvision.*use dis"):
         choose("raft")
