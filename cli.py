@@ -54,6 +54,9 @@ def edit_options(
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Frame size; as large as the source without it.")
     ] = None,
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="fast, balanced or best: options that were not given take its values.")
+    ] = "balanced",
     steps: Annotated[int, typer.Option(help="Denoising steps of the edit.")] = 50,
     inversion_steps: Annotated[int | None, typer.Option(help="Inversion steps; as many as --steps without it.")] = None,
     inversion_evaluations: Annotated[
@@ -68,9 +71,18 @@ def edit_options(
         float | None,
         typer.Option(help="Classifier-free guidance, 1 is none; 7.5 or what the model advises without it."),
     ] = None,
+    guidance_start: Annotated[
+        float | None, typer.Option(help="Share of the steps before which guidance is off.")
+    ] = None,
+    guidance_stop: Annotated[float | None, typer.Option(help="Share of the steps after which guidance is off.")] = None,
+    feature_reuse: Annotated[
+        int | None, typer.Option(help="Every how many steps deep features are computed anew; 1: at every step.")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
     keyframe_interval: Annotated[int, typer.Option(help="Frames per keyframe.")] = 8,
-    keyframe_offsets: Annotated[int, typer.Option(help="Places in an interval that a keyframe may have.")] = 2,
+    keyframe_offsets: Annotated[
+        int | None, typer.Option(help="Places in an interval that a keyframe may have; 2 without it.")
+    ] = None,
     attended_keyframes: Annotated[int, typer.Option(help="Beyond so many, not all keyframes attend to all.")] = 16,
     blend: Annotated[
         str, typer.Option(help="How two keyframes are mixed: linear, sigmoid, nearest or previous.")
@@ -89,8 +101,9 @@ def edit_options(
 def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     """What is asked, and how it is done, from the values of `edit_options` by name."""
     from flows.config import EditConfig, make_config, make_runtime, parse_bytes, parse_settings
+    from flows.presets import with_preset
 
-    asked = {name: value for name, value in given.items() if name in EditConfig.model_fields}
+    asked = with_preset(given["preset"], {name: given[name] for name in given if name in EditConfig.model_fields})
     own = {"prompts": tuple(given["prompt"] or ()), "editor_settings": parse_settings(given["set_"] or [])}
     budget = parse_bytes(given["token_budget"])
     runtime = make_runtime(device=given["device"], frames_per_pass=given["frames_per_pass"], token_budget=budget)

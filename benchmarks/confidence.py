@@ -30,9 +30,7 @@ from flows.suite import Clip, pocket_clips, read_suite
 from flows.tasks import Session
 from stages import edit_keyframes, propagate_tokens
 from stages.diffusion.attention import PropagatedAttention, normalized
-from stages.diffusion.chunks import rows
-from stages.diffusion.patching import patched
-from stages.editing.denoising import BaseTokens, Denoiser
+from stages.editing.denoising import Denoiser, Stretch
 from stages.measures.correspondence import WITHIN, grid_of, positions, token_errors
 from stages.measures.optical_flow import choose
 from stages.measures.statistics import interval, paired_difference
@@ -151,28 +149,20 @@ class Heeding(Denoiser):
 
     passing: dict[tuple[int, str], Values]  # (step, layer) → (frame, side, token) bool
 
-    def propagated(self, step: int, frames: Sequence[int], latents: Tensor, base_tokens: BaseTokens) -> Tensor:
-        noise = torch.empty_like(latents)
-        for some in self.backbone.passes(len(frames)):
-            chosen = frames[some]
-            neighbour = torch.from_numpy(rows(self.field["neighbour"], step, chosen)).long()
-            weight = torch.from_numpy(rows(self.field["weights"], step, chosen))
-            processors = {}
-            for name, base in base_tokens.items():
-                index = torch.from_numpy(rows(self.field[f"index.{name}"], step, chosen).astype("int64"))
-                passes = torch.from_numpy(self.passing[step, name][list(chosen)])
-                processors[name] = PerToken(base, neighbour, heeded(weight, passes), index)
-            with patched(self.backbone.unet, processors, self._feature(step, chosen)):
-                noise[some] = self._predict(step, latents[some])
-        return noise
+    def gathering(
+        self, stretch: Stretch, frames: Sequence[int], layer: str, base_tokens: Tensor, rows: Tensor, weight: Tensor
+    ) -> PropagatedAttention:
+        passes = torch.from_numpy(self.passing[stretch.step, layer][list(frames)])
+        return PerToken(base_tokens, rows, heeded(weight, passes))
 
 
 class PerToken(PropagatedAttention):
     """The same gather with a weight per token (frame, side, token)."""
 
     def __call__(self, attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        sides = [self.base_tokens[:, self.neighbour[:, side, None], self.index[:, side]] for side in (0, 1)]
-        return torch.lerp(sides[1], sides[0], self.weight[:, 0, :, None]).flatten(0, 1)
+        tokens, flat = self.base_tokens.shape[2], self.base_tokens.flatten(1, 2)
+        previous, following = (flat.index_select(1, side).unflatten(1, (-1, tokens)) for side in self.rows)
+        return torch.lerp(following, previous, self.weight[:, 0, :, None]).flatten(0, 1)
 
 
 def heeded(weight: Tensor, passes: Tensor) -> Tensor:
@@ -207,13 +197,15 @@ def edited_heeding(plan: Plan, session: Session, backbone: Any) -> Values:
     edit_keyframes.Denoiser = propagate_tokens.Denoiser = Heeding  # type: ignore[misc]
     try:
         keyframes: dict[str, Any] = {"frame": source["field"]["support"]}
-        trajectory = []
+        trajectory, pictures = [], []
         for block in edit_keyframes.run(spec, range(1), **given):
             if block.variable == "latents":
                 trajectory.append(block.values)
             elif block.variable == "clean_latents":
                 keyframes["clean_latents"] = block.values
-        keyframes["latents"] = np.concatenate(trajectory)
+            else:
+                pictures.append(block.values)
+        keyframes["latents"], keyframes["rgb"] = np.concatenate(trajectory), np.concatenate(pictures)
         blocks = propagate_tokens.run(plan.edits[0][1].spec, range(1), edit=spec, keyframe_edit=keyframes, **given)
         return np.concatenate([block.values for block in blocks if block.variable == "rgb"])
     finally:

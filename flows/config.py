@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from stages.diffusion.blend import Blend
 from store.errors import InputError
@@ -49,6 +49,15 @@ class EditConfig(Frozen):
     guidance_scale: float | None = Field(
         None, title="Guidance scale", description="1 is none; 7.5 or what the model advises without it", ge=0, le=100
     )
+    guidance_start: float = Field(
+        0.0, title="Guidance start", description="share of the steps before which guidance is off", ge=0, le=1
+    )
+    guidance_stop: float = Field(
+        1.0, title="Guidance stop", description="share of the steps after which guidance is off", ge=0, le=1
+    )
+    feature_reuse: int = Field(
+        1, title="Feature reuse", description="every how many steps deep features are computed anew", ge=1, le=10
+    )
     negative_prompt: str = Field("", title="Negative prompt", description="what to keep away from")
     keyframe_interval: int = Field(8, title="Keyframe interval", description="frames per keyframe", ge=1, le=64)
     keyframe_offsets: int = Field(
@@ -58,6 +67,12 @@ class EditConfig(Frozen):
         16, title="Attended keyframes", description="beyond so many, not all attend to all", ge=1, le=4096
     )
     blend: Blend = Field("linear", title="Blend", description="how two keyframes are mixed")
+
+    @model_validator(mode="after")
+    def _guidance_in_order(self) -> EditConfig:
+        if self.guidance_start > self.guidance_stop:
+            raise ValueError(f"--guidance-start {self.guidance_start} is after --guidance-stop {self.guidance_stop}")
+        return self
 
 
 class RuntimeConfig(Frozen):
@@ -120,6 +135,8 @@ def _checked(kind: type[Config], given: dict[str, Any]) -> Config:
         return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of options that do not go together
+            raise InputError(first["msg"].removeprefix("Value error, ")) from None
         option = "--" + str(first["loc"][0]).replace("_", "-")
         option = {"--editor-settings": "--set", "--prompts": "--prompt"}.get(option, option)
         raise InputError(f"{option} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None

@@ -10,7 +10,7 @@ from store.schemas import Blocks
 
 from .plan import Node
 from .prepare import Prepared, prepare
-from .tasks import Session, Step
+from .tasks import Along, Session, Step
 
 
 def edit(session: Session) -> list[Artifact]:
@@ -30,7 +30,7 @@ def preview(session: Session) -> list[Artifact]:
 
 
 def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_node: Node) -> tuple[Step, Step]:
-    """The two stages that see one prompt: its keyframes, and the whole clip."""
+    """The two stages that see one prompt: its keyframes, and the whole clip; together where neither is there."""
     plan = session.plan
     # The field is asked for before the tokens: where they are not kept, matching writes the tokens' artifact as well.
     source: dict[str, Any] = {"latents": prepared.latents, "field": prepared.field, "tokens": prepared.tokens}
@@ -47,6 +47,16 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
             field=field, timesteps=plan.timesteps, backbone=session.backbone,
         )  # fmt: skip
 
+    def together(part: range, put: Along, latents: Artifact, tokens: Artifact, field: Artifact) -> Blocks:
+        return propagate_tokens.run_whole(
+            edit_node.spec, part, edit=keyframe_node.spec, latents=latents, tokens=tokens, field=field,
+            timesteps=plan.timesteps, backbone=session.backbone, put_keyframes=put, editing_keyframes=put.working,
+        )  # fmt: skip
+
     prompts = (keyframe_node.spec.prompt, keyframe_node.spec.negative_prompt)
     keyframe_edit = session.stage(keyframe_node, keyframes, prompts=prompts, **source)
-    return keyframe_edit, session.stage(edit_node, propagate, keyframe_edit=keyframe_edit, **source)
+    # Where a preview has made the keyframes they are continued; else all frames are denoised at once, which runs every
+    # joint pass once instead of twice.
+    continued = session.stage(edit_node, propagate, keyframe_edit=keyframe_edit, **source)
+    at_once = session.fused(edit_node, keyframe_node, together, prompts=prompts, **source)
+    return keyframe_edit, Step(session, edit_node, lambda: continued() if session.find(keyframe_node) else at_once())

@@ -101,6 +101,10 @@ class PrefectEngine:
                 raise self.walk.error or EngineError(f"Prefect ended {_title(node, dim, part)} as {state.name}")
             states.append(state)
 
+    def along(self, node: Node, artifact: Artifact, main: Node) -> None:
+        """Show the stage as one task run, completed by the work on `main`."""
+        self.states[node.key.hex] = [self._call(along_stage, node, _title(node), main.stage)]
+
     def _call(self, what: Task[..., Any], node: Node, title: str, *given: Any) -> State[Any]:
         named = what.with_options(name=node.stage, task_run_name=lambda: title, tags=self._tags(node))
         upstream = self._upstream(node)
@@ -155,6 +159,12 @@ def stage_part(key: str, start: int, stop: int) -> None:
 def cached_stage(key: str, digest: str) -> State[str]:
     """A stage whose artifact the store has."""
     return Completed(name="Cached", message=f"artifact {digest}", data=key)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def along_stage(key: str, main: str) -> State[str]:
+    """A stage whose artifact another stage's work wrote along."""
+    return Completed(message=f"written along with {main}", data=key)
 
 
 def _run_name() -> str:

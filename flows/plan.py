@@ -219,11 +219,13 @@ class Plan:
             return steps * (len(self.schema(node).variables)) if self.keeps_tokens else frames * steps
         keyframes = self.schema(self.match).size("keyframe") or 0
         support = len(self.schema(self.match).coordinates["support"])
-        spec = next(pair[0].spec for pair in self.edits if node in pair)
-        branches = 1 if spec.guidance_scale == 1 else 2
+        keyframe_node = next(pair[0] for pair in self.edits if node in pair)
+        passes = sum(2 if keyframe_node.spec.guided_at(step, steps) else 1 for step in range(steps))
         if node.stage == "edit_keyframes":
-            return branches * steps * support
-        return branches * steps * (keyframes + frames - support) if frames > support else 0
+            return passes * support
+        if not self.find(keyframe_node):  # made along
+            return passes * frames
+        return passes * (keyframes + frames - support) if frames > support else 0
 
     @property
     def _frames(self) -> Schema:
@@ -262,6 +264,9 @@ class Plan:
                 prompt=prompt,
                 negative_prompt=config.negative_prompt,
                 guidance_scale=self.guidance_scale,
+                guidance_start=config.guidance_start,
+                guidance_stop=config.guidance_stop,
+                feature_reuse=config.feature_reuse,
                 editor=editor,
                 attended_keyframes=config.attended_keyframes,
             ),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stages import decode_frames, extract_tokens, invert_frames, match_tokens
 from store.artifact import Artifact
-from store.schemas import Block, Blocks
+from store.schemas import Blocks
 
-from .tasks import Session, Step, counted
+from .tasks import Along, Session, Step, counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,19 @@ class Prepared:
     latents: Step
     tokens: Step
     field: Step
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Tokens as the source pass gives them, whose time is extraction's."""
+
+    source: extract_tokens.SourcePass
+    along: Along
+
+    def read(self, step: int, frames: range) -> Mapping[str, Tensor]:
+        """Layer → tokens (frame, token, channel) float16."""
+        with self.along.working():
+            return self.source.read(step, frames)
 
 
 def prepare(session: Session) -> Prepared:
@@ -51,8 +68,9 @@ def prepare(session: Session) -> Prepared:
     def match_stored(part: range, tokens: Artifact) -> Blocks:
         return counted(match(part, match_tokens.StoredTokens(tokens, layers, plan.device)), session.progress)
 
-    def match_as_extracted(part: range, put: Callable[[Block], None], latents: Artifact) -> Blocks:
-        return match(part, extract_tokens.SourcePass(plan.extract.spec, latents, plan.timesteps, session.backbone, put))
+    def match_as_extracted(part: range, put: Along, latents: Artifact) -> Blocks:
+        source = extract_tokens.SourcePass(plan.extract.spec, latents, plan.timesteps, session.backbone, put)
+        return match(part, Extracted(source, put))
 
     frames = session.stage(plan.decode, decode)
     latents = session.stage(plan.invert, invert, prompts=(plan.config.source_prompt,), frames=frames)

@@ -7,6 +7,7 @@ as needed, whatever has been collected.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ class Engine(Protocol):
     def work(self, node: Node, parts: list[range], do: Callable[[range], None]) -> None:
         """Do all `parts` of a stage."""
 
+    def along(self, node: Node, artifact: Artifact, main: Node) -> None:
+        """Show that a stage's artifact was written by the work on another, `main`."""
+
 
 class Progress(Protocol):
     """Where it is told how far a stage has come."""
@@ -68,6 +72,9 @@ class Direct:
         for part in parts:
             do(part)
 
+    def along(self, node: Node, artifact: Artifact, main: Node) -> None:
+        """Nothing to show."""
+
 
 class Quiet:
     """Progress that nobody watches."""
@@ -77,6 +84,28 @@ class Quiet:
     def advance(self, units: int) -> None: ...
 
     def end(self) -> None: ...
+
+
+class Along:
+    """Takes the blocks of a second artifact that the same work writes, and knows what share of the time it took."""
+
+    def __init__(self) -> None:
+        self.put: Callable[[Block], None] = lambda block: None
+        self.seconds = 0.0
+
+    def __call__(self, block: Block) -> None:
+        """Write a block of the second artifact."""
+        with self.working():
+            self.put(block)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The time of this block is the second artifact's; counted once where blocks are nested."""
+        before, began = self.seconds, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds = before + time.perf_counter() - began
 
 
 class Step:
@@ -137,13 +166,13 @@ class Session:
             inputs = {role: step() for role, step in needs.items()}
             with self.draft(node) as draft:
                 self.work(node, draft.missing(), lambda part: draft.write(part, run(part, **inputs)))
-                draft.note = {**self.note(node), "cut": {text: cut for text in prompts if (cut := self.cut_from(text))}}
+                draft.note = self.note(node, prompts)
             return self.committed(node, draft)
 
         return Step(self, node, compute)
 
-    def fused(self, node: Node, also: Node, run: Run, **needs: Step) -> Step:
-        """Like `stage`, but the same work writes a second artifact: `run` gets `put`, which takes its blocks."""
+    def fused(self, node: Node, also: Node, run: Run, prompts: tuple[str, ...] = (), **needs: Step) -> Step:
+        """Like `stage`, but the same work writes a second artifact: `run` gets `put`, an `Along`, for its blocks."""
 
         def compute() -> Artifact:
             inputs = {role: step() for role, step in needs.items()}
@@ -154,19 +183,22 @@ class Session:
 
                 def do(part: range) -> None:
                     with ExitStack() as writing:
-                        put: Callable[[Block], None] = lambda block: None  # noqa: E731
+                        put = Along()
                         if second and part in second.missing():
-                            put = writing.enter_context(second.writing(part))
+                            put.put = writing.enter_context(second.writing(part, lambda: put.seconds))
                         blocks = run(part, put=put, **inputs)
                         if part in draft.missing():
-                            draft.write(part, blocks)
+                            began = time.perf_counter()
+                            draft.write(part, blocks, lambda: time.perf_counter() - began - put.seconds)
                         else:
                             for _ in blocks:
                                 pass
 
                 self.work(node, sorted(set(open_parts), key=lambda part: part.start), do)
+                if second:
+                    second.note = self.note(also, prompts)
             if second:
-                self.committed(also, second)
+                self.engine.along(also, self.committed(also, second), node)
             return self.committed(node, draft)
 
         return Step(self, node, compute)
@@ -179,9 +211,15 @@ class Session:
             draft.provenance.update(self.plan.provenance)
             yield draft
 
-    def note(self, node: Node) -> dict[str, JsonValue]:
-        """What people call the artifact: never part of its key."""
-        return {"video": self.plan.config.video.name, "model": self.plan.config.model, "prompt": node.prompt}
+    def note(self, node: Node, prompts: tuple[str, ...] = ()) -> dict[str, JsonValue]:
+        """What people call the artifact, and what the model does not read of `prompts`: never part of its key."""
+        cut: dict[str, JsonValue] = {text: end for text in prompts if (end := self.cut_from(text))}
+        return {
+            "video": self.plan.config.video.name,
+            "model": self.plan.config.model,
+            "prompt": node.prompt,
+            "cut": cut,
+        }
 
     def cut_from(self, prompt: str) -> str:
         """The end of `prompt` that the model does not read."""

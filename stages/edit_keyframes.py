@@ -12,10 +12,10 @@ from store.schemas import Arrays, Block, Blocks, Schema, Variable
 
 from .backbones import Backbone
 from .backbones.layout import ModelLayout
-from .diffusion.checks import finite
-from .editing.denoising import Denoiser, EditSpec
+from .diffusion.chunks import blocks_of
+from .editing.denoising import Denoiser, EditSpec, latents_block
 
-VERSION = 1
+VERSION = 2
 Spec = EditSpec
 
 
@@ -68,23 +68,11 @@ def run(
     yields   latents (timestep, frame, c, h, w), clean_latents (frame, c, h, w), rgb (frame, height, width, 3) uint8
     raises   NonFiniteLatents, naming the timestep and the first bad frame
     """
-    denoiser = Denoiser(spec, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone)
     support = [int(frame) for frame in field["support"][:]]
-    place = {frame: position for position, frame in enumerate(support)}
-    now = denoiser.editor.first_latents(support).to(denoiser.text(0).device)
-    for step in range(denoiser.steps.start):
-        yield Block("latents", (step, 0, 0, 0, 0), now[None].cpu().numpy())
-    for step in denoiser.steps:
-        yield Block("latents", (step, 0, 0, 0, 0), now[None].cpu().numpy())
-        keyframes = denoiser.keyframes(step)
-        drawn = [place[frame] for frame in keyframes]
-        rest = [position for position in range(len(support)) if position not in drawn]
-        noise = torch.empty_like(now)
-        noise[drawn], base_tokens = denoiser.joint(step, now[drawn])
-        if rest:
-            noise[rest] = denoiser.propagated(step, [support[position] for position in rest], now[rest], base_tokens)
-        now = denoiser.step(step, now, noise)
-        finite(now, "edit_keyframes", timesteps[step], support)
-    yield Block("clean_latents", (0, 0, 0, 0), now.cpu().numpy())
-    for first in range(0, len(support), 16):
-        yield Block("rgb", (first, 0, 0, 0), backbone.decode(now[first : first + 16]))
+    denoiser = Denoiser(
+        spec, support, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone
+    )
+    for step, now in denoiser.trajectory("edit_keyframes"):
+        yield latents_block(step, now, timesteps)
+    for block in blocks_of(len(support)):
+        yield Block("rgb", (block.start, 0, 0, 0), backbone.decode(now[block.start : block.stop]))

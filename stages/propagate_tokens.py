@@ -6,17 +6,22 @@ step's joint pass is repeated from it rather than its tokens stored (46 MB per k
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
 import torch
 
 from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .backbones import Backbone
 from .backbones.layout import ModelLayout
-from .diffusion.checks import finite
-from .diffusion.chunks import blocks_of
-from .editing.denoising import Denoiser, EditSpec
+from .diffusion.chunks import FRAMES_PER_BLOCK, blocks_of
+from .editing.denoising import Denoiser, EditSpec, latents_block
 
-VERSION = 1
+VERSION = 2
 
 
 class Spec(Frozen):
@@ -55,8 +60,8 @@ def outputs(spec: Spec, *, frames: Schema, layout: ModelLayout) -> Schema:
 
 @torch.inference_mode()
 def run(
-    spec: Spec, part: range, *, edit: EditSpec, keyframe_edit: Arrays, latents: Arrays, tokens: Arrays, field: Arrays,
-    timesteps: tuple[int, ...], backbone: Backbone,
+    spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
+    timesteps: tuple[int, ...], backbone: Backbone, keyframe_edit: Arrays,
 ) -> Blocks:  # fmt: skip
     """Denoise all frames that are never keyframes, then decode the clip.
 
@@ -65,21 +70,61 @@ def run(
     raises   NonFiniteLatents, naming the timestep and the first bad frame
     """
     support = [int(frame) for frame in keyframe_edit["frame"][:]]
-    place = {frame: position for position, frame in enumerate(support)}
-    rest = [frame for frame in range(latents["latents"].shape[1]) if frame not in place]
+    clip = range(latents["latents"].shape[1])
+    # Deep features are kept per frame from step to step: then no frame may be left out.
+    frames = [frame for frame in clip if edit.feature_reuse > 1 or frame not in set(support)]
     clean = torch.from_numpy(keyframe_edit["clean_latents"][:])
-    if rest:
-        denoiser = Denoiser(edit, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone)
-        now = denoiser.editor.first_latents(rest).to(denoiser.text(0).device)
-        for step in denoiser.steps:
-            trajectory = backbone.to_device(keyframe_edit["latents"][step])
-            keyframes = [place[frame] for frame in denoiser.keyframes(step)]
-            _, base_tokens = denoiser.joint(step, trajectory[keyframes])
-            now = denoiser.step(step, now, denoiser.propagated(step, rest, now, base_tokens))
-            finite(now, "propagate_tokens", timesteps[step], rest)
-        clean = torch.cat([clean, now.cpu()])
-    position = {frame: row for row, frame in enumerate([*support, *rest])}
-    for block in blocks_of(len(position)):
+    if frames and len(support) < len(clip):
+        denoiser = Denoiser(
+            edit, frames, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone
+        )
+        [(_, now)] = deque(denoiser.trajectory("propagate_tokens", keyframe_edit["latents"]), maxlen=1)
+        rest = now.cpu()[[row for row, frame in enumerate(frames) if frame not in set(support)]]
+        clean = torch.cat([clean, rest])
+    order = [*support, *(frame for frame in clip if frame not in set(support))]
+    position = {frame: row for row, frame in enumerate(order)}
+    for block in blocks_of(len(clip)):
         chosen = clean[[position[frame] for frame in block]]
+        rgb = np.empty((len(block), *keyframe_edit["rgb"].shape[1:]), np.uint8)
+        known = [frame for frame in block if position[frame] < len(support)]
+        other = [frame for frame in block if position[frame] >= len(support)]
+        if known:
+            first, last = position[known[0]], position[known[-1]]
+            rgb[[frame - block.start for frame in known]] = keyframe_edit["rgb"][first : last + 1]
+        if other:
+            rgb[[frame - block.start for frame in other]] = backbone.decode(clean[[position[frame] for frame in other]])
         yield Block("latents", (block.start, 0, 0, 0), chosen.numpy())
-        yield Block("rgb", (block.start, 0, 0, 0), backbone.decode(chosen))
+        yield Block("rgb", (block.start, 0, 0, 0), rgb)
+
+
+@torch.inference_mode()
+def run_whole(
+    spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
+    timesteps: tuple[int, ...], backbone: Backbone, put_keyframes: Callable[[Block], None],
+    editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Blocks:  # fmt: skip
+    """Like `run`, where the keyframe edit is not there yet: all frames at once, so that no joint pass is run twice.
+
+    put_keyframes       takes the blocks of edit_keyframes' artifact
+    editing_keyframes   entered for every joint pass
+    """
+    support = [int(frame) for frame in field["support"][:]]
+    clip = range(latents["latents"].shape[1])
+    denoiser = Denoiser(
+        edit, clip, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
+        editing_keyframes=editing_keyframes,
+    )  # fmt: skip
+    for step, now in denoiser.trajectory("propagate_tokens"):
+        put_keyframes(latents_block(step, now[support], timesteps))
+    pictures: list[np.ndarray[Any, Any]] = []
+    put = 0
+    for block in blocks_of(len(clip)):
+        chosen = now[block.start : block.stop].cpu()
+        rgb = backbone.decode(chosen)
+        yield Block("latents", (block.start, 0, 0, 0), chosen.numpy())
+        yield Block("rgb", (block.start, 0, 0, 0), rgb)
+        pictures += [rgb[frame - block.start] for frame in support if frame in block]
+        while len(pictures) >= FRAMES_PER_BLOCK or (pictures and block.stop == len(clip)):
+            put_keyframes(Block("rgb", (put, 0, 0, 0), np.stack(pictures[:FRAMES_PER_BLOCK])))
+            put += len(pictures[:FRAMES_PER_BLOCK])
+            del pictures[:FRAMES_PER_BLOCK]

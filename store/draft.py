@@ -108,27 +108,28 @@ class Draft:
             return self.found[variable]
         return zarr_io.open_array(self._group / variable)
 
-    def write(self, part: range, blocks: Iterable[Block]) -> None:
+    def write(self, part: range, blocks: Iterable[Block], seconds: Callable[[], float] | None = None) -> None:
         """Write all blocks of one part; only a part that is written to its end counts.
 
         Different parts may be written by different threads. `blocks` is consumed here, so its work is timed here.
 
+        seconds   asked at the end: what the part took, where that is not simply the time that has gone by
         raises    SchemaError, naming artifact, variable, rule and place, when a block breaks the schema or values are
                   left out; StorePlaceError when the disk is full (the draft is removed then)
         """
-        with self.writing(part) as put:
+        with self.writing(part, seconds) as put:
             for block in blocks:
                 put(block)
 
     @contextmanager
-    def writing(self, part: range) -> Iterator[Callable[[Block], None]]:
+    def writing(self, part: range, seconds: Callable[[], float] | None = None) -> Iterator[Callable[[Block], None]]:
         """Write one part block by block, as `write` does, where its blocks come from the outside."""
         work = _Part(self._parts.index(part), part)
         assert work.number not in self._done, f"{self.key}: {part} is already written"
         began = time.perf_counter()
         try:
             yield lambda block: self._write_block(work, block)
-            self._finish(work, began)
+            self._finish(work, seconds or (lambda: time.perf_counter() - began))
         except BaseException:
             self._forget(work)
             raise
@@ -256,7 +257,7 @@ class Draft:
             region.append(slice(start, start + length))
         return tuple(region)
 
-    def _finish(self, work: _Part, began: float) -> None:
+    def _finish(self, work: _Part, seconds: Callable[[], float]) -> None:
         for name, variable in self.schema.variables.items():
             if self.schema.parts and self.schema.parts[0] in variable.dims and None not in variable.shape:
                 dim = variable.dims.index(self.schema.parts[0])
@@ -274,7 +275,7 @@ class Draft:
                     if variable.shape[:1] == (None,)
                 },
                 attrs=dict(self.attrs),
-                seconds=time.perf_counter() - began,
+                seconds=seconds(),
             )
             write_whole(self._folder / "parts" / f"{work.number}.json", marker.model_dump_json())
         with self._mutex:

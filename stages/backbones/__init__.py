@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,9 @@ class Backbone(Protocol):
 
     def passes(self, frames: int) -> Iterator[slice]:
         """Consecutive slices that cover `frames` frames, none longer than fits at once."""
+
+    def each_pass(self, frames: int, do: Callable[[slice], None]) -> None:
+        """Call `do` for consecutive slices that cover `frames` frames, none longer than fits at once."""
 
     def to_device(self, values: np.ndarray[Any, Any]) -> Tensor:
         """A numpy array on the model's device, in its own dtype."""

@@ -60,6 +60,11 @@ class StableDiffusion:
         length = self.runtime.frames_per_pass
         return (slice(first, min(first + length, frames)) for first in range(0, frames, length))
 
+    def each_pass(self, frames: int, do: Callable[[slice], None]) -> None:
+        """Call `do` for consecutive slices that cover `frames` frames, none longer than fits at once."""
+        for some in self.passes(frames):
+            do(some)
+
     def to_device(self, values: np.ndarray[Any, Any]) -> Tensor:
         """A numpy array as a tensor on the model's device, in its own dtype."""
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.runtime.device)
@@ -141,7 +146,7 @@ def load(model: str, runtime: Runtime) -> StableDiffusion:
     pipeline.unet.eval().requires_grad_(False).to(runtime.device, memory_format=torch.channels_last)
     pipeline.text_encoder.eval().requires_grad_(False).to(runtime.device)
     # SD 1.5's autoencoder overflows in float16 on bright frames; it is a small share of the time.
-    pipeline.vae.eval().requires_grad_(False).to(runtime.device, torch.float32)
+    pipeline.vae.eval().requires_grad_(False).to(runtime.device, torch.float32, memory_format=torch.channels_last)
     return StableDiffusion(pipeline, runtime)
 
 

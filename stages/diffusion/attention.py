@@ -37,62 +37,74 @@ def nearest_tokens(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return index, similarity
 
 
-def attended_keyframes(keyframes: int, limit: int) -> list[list[int]]:
-    """Which keyframes each keyframe attends to: all of them, or `limit` when there are more.
+def keyframe_groups(keyframes: int, limit: int) -> tuple[list[int], list[list[int]]]:
+    """Which keyframes attend to each other: anchors, and blocks that follow each other over the clip.
 
-    Half of `limit` are the nearest ones (itself among them); the rest are spread evenly over the clip, so that the
-    look is shared end to end while cost and memory grow linearly with the number of keyframes.
+    Up to `limit` keyframes are one block and need no anchors: all attend to all. Beyond, half of `limit` are anchors,
+    evenly spread, that attend to each other; the others form blocks of the other half, and each attends to its own
+    block and to the anchors. So the look is shared end to end, no keyframe attends to more than `limit`, cost grows
+    linearly with the clip, and memory does not grow: a block needs no other block.
     """
     if keyframes <= limit:
-        return [list(range(keyframes))] * keyframes
-    anchors = [(2 * place + 1) * keyframes // (2 * (limit // 2)) for place in range(limit // 2)]
-    chosen = []
-    for keyframe in range(keyframes):
-        nearest = sorted(range(keyframes), key=lambda other: (abs(other - keyframe), other))
-        ranked = dict.fromkeys([*nearest[: limit - limit // 2], *anchors, *nearest])
-        chosen.append(sorted(list(ranked)[:limit]))
-    return chosen
+        return [], [list(range(keyframes))]
+    spread_over = limit // 2
+    anchors = [(2 * place + 1) * keyframes // (2 * spread_over) for place in range(spread_over)]
+    others = [keyframe for keyframe in range(keyframes) if keyframe not in anchors]
+    length = limit - spread_over
+    return anchors, [others[first : first + length] for first in range(0, len(others), length)]
 
 
-def extended_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, limit: int) -> Tensor:
-    """Self-attention in which each keyframe's queries attend to the tokens of all keyframes (section 4.1, eq. 2).
+Keys = tuple[Tensor, Tensor]
+"""Keys and values of some keyframes (branch, keyframe, token, channel)."""
 
-    query, key, value   (branch, keyframe, token, channel)
-    limit               keyframes attended to at most, see `attended_keyframes`
+
+def extended_attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, blocks: int = 1, anchors: Keys | None = None
+) -> Tensor:
+    """Self-attention in which a keyframe's queries attend to all keyframes of its block (section 4.1, eq. 2).
+
+    query, key, value   (branch, keyframe, token, channel); the keyframes are `blocks` blocks of equal length
+    anchors             keys and values that every block attends to as well
     returns             (branch, keyframe, token, channel), before the output projection
     """
     branches, keyframes, tokens, channels = value.shape
 
-    def by_head(
-        states: Tensor,
-    ) -> Tensor:  # (branch, keyframe, token, channel) → (branch, head, keyframe · token, depth)
-        return states.reshape(branches, -1, heads, states.shape[-1] // heads).transpose(1, 2)
+    def by_head(states: Tensor) -> Tensor:  # (…, keyframe, token, channel) → (branch · block, head, token, depth)
+        own = states.unflatten(1, (blocks, -1)).flatten(0, 1).flatten(1, 2)
+        return own.unflatten(-1, (heads, -1)).transpose(1, 2)
 
-    if limit == 1:  # each keyframe on its own: plain self-attention, in one call
-        query, key, value = (states.flatten(0, 1)[:, None] for states in (query, key, value))
-        return extended_attention(query, key, value, heads, limit=2).reshape(branches, keyframes, tokens, channels)
-    if keyframes <= limit:
-        joint = F.scaled_dot_product_attention(by_head(query), by_head(key), by_head(value))
-        return joint.transpose(1, 2).reshape(branches, keyframes, tokens, channels)
-    attended = attended_keyframes(keyframes, limit)
-    each = [
-        F.scaled_dot_product_attention(by_head(query[:, [own]]), by_head(key[:, others]), by_head(value[:, others]))
-        for own, others in enumerate(attended)
-    ]
-    return torch.stack(each, 1).transpose(2, 3).reshape(branches, keyframes, tokens, channels)
+    keys, values = by_head(key), by_head(value)
+    if anchors is not None:
+        keys, values = (
+            torch.cat([own, by_head(others.repeat(1, blocks, 1, 1))], dim=2)
+            for own, others in zip((keys, values), anchors, strict=True)
+        )
+    joint = F.scaled_dot_product_attention(by_head(query), keys, values)
+    return joint.transpose(1, 2).reshape(branches, keyframes, tokens, channels)
 
 
-def blended(base_tokens: Tensor, neighbour: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+def gathered_rows(neighbour: Tensor, index: Tensor) -> Tensor:
+    """Where in the flattened (keyframe · token) of T_base each token finds its two: (side, frame · token) int64.
+
+    neighbour   (frame, side) int64: position of the previous and the next keyframe in T_base
+    index       (frame, side, token) int64: γ
+    """
+    rows = neighbour[:, :, None] * index.shape[-1] + index
+    return rows.transpose(0, 1).flatten(1)
+
+
+def blended(base_tokens: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     """w · T_base[k−][γ⁻] + (1 − w) · T_base[k+][γ⁺] for each token of each frame (section 4.2, eq. 4).
 
     base_tokens   (branch, keyframe, token, channel)
-    neighbour     (frame, side) int64: position of the previous and the next keyframe among the keyframes
-    weight        (frame, side) float32, sums to one over side
-    index         (frame, side, token) int64: γ
+    rows          (side, frame · token), see `gathered_rows`
+    weight        (frame, side), sums to one over side
     returns       (branch, frame, token, channel)
     """
-    previous, following = (base_tokens[:, neighbour[:, side, None], index[:, side]] for side in (0, 1))
-    return torch.lerp(following, previous, weight[:, 0].to(base_tokens.dtype)[None, :, None, None])
+    tokens = base_tokens.shape[2]
+    flat = base_tokens.flatten(1, 2)
+    previous, following = (flat.index_select(1, side).unflatten(1, (-1, tokens)) for side in rows)
+    return following.lerp_(previous, weight[:, 0].to(flat.dtype)[None, :, None, None])
 
 
 def spread(attention: Any, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,13 +140,18 @@ class ExtendedAttention:
     """Joint self-attention of keyframes; keeps its output (after projection, before the residual) as T_base.
 
     branches   guidance branches in the batch, each with all keyframes in order
-    limit      keyframes attended to at most
+    blocks     blocks of equal length that the keyframes form, see `keyframe_groups`
     source     tokens of the source at the keyframes (keyframe, token, channel): PnP takes q and k from them
+    anchors    keys and values of the anchors, which every block attends to
+    keep_keys  whether these keyframes are the anchors: their keys and values are kept too
     """
 
     branches: int
-    limit: int
+    blocks: int = 1
     source: Tensor | None = None
+    anchors: Keys | None = field(default=None, repr=False)
+    keep_keys: bool = False
+    keys: Keys | None = field(default=None, repr=False)
     base_tokens: Tensor | None = field(default=None, repr=False)
 
     def __call__(self, attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -143,13 +160,17 @@ class ExtendedAttention:
             query, key = spread(attention, states)
         else:
             query, key = (part.expand(self.branches, -1, -1, -1) for part in spread(attention, self.source))
-        joint = extended_attention(query, key, attention.to_v(states), attention.heads, self.limit)
+        value = attention.to_v(states)
+        if self.keep_keys:
+            self.keys = key, value
+        joint = extended_attention(query, key, value, attention.heads, self.blocks, self.anchors)
         projected = attention.to_out[1](attention.to_out[0](joint))
-        self.base_tokens = projected / attention.rescale_output_factor
+        factor = attention.rescale_output_factor
+        self.base_tokens = projected if factor == 1 else projected / factor
         return self.base_tokens.flatten(0, 1)
 
     def taken(self) -> Tensor:
-        """T_base of the pass that was run."""
+        """T_base of the pass that was run (branch, keyframe, token, channel)."""
         assert self.base_tokens is not None, "this layer was not executed"
         return self.base_tokens
 
@@ -159,12 +180,11 @@ class PropagatedAttention:
     """Self-attention that is not executed: its output is gathered from the keyframes along the field."""
 
     base_tokens: Tensor  # (branch, keyframe, token, channel)
-    neighbour: Tensor
-    weight: Tensor
-    index: Tensor
+    rows: Tensor  # (side, frame · token)
+    weight: Tensor  # (frame, side)
 
     def __call__(self, attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return blended(self.base_tokens, self.neighbour, self.weight, self.index).flatten(0, 1)
+        return blended(self.base_tokens, self.rows, self.weight).flatten(0, 1)
 
 
 def self_attention_layers(names: Sequence[str]) -> list[str]:

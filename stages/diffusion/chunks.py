@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,11 @@ def blocks_of(frames: int) -> list[range]:
 
 
 def rows(array: Array, step: int, frames: Sequence[int]) -> np.ndarray[Any, Any]:
-    """array[step, frames]: frames in any order, in one read of the range that they span."""
-    first = min(frames)
-    spanned: np.ndarray[Any, Any] = array[step, first : max(frames) + 1]
-    return spanned[[frame - first for frame in frames]]
+    """array[step, frames]: frames in any order, read in as few ranges as leave no block of frames between them out."""
+    ordered = sorted(set(frames))
+    breaks = [0, *(n for n in range(1, len(ordered)) if ordered[n] - ordered[n - 1] > FRAMES_PER_BLOCK), len(ordered)]
+    spans = [(ordered[first], ordered[last - 1] + 1) for first, last in pairwise(breaks)]
+    read = np.concatenate([array[step, start:stop] for start, stop in spans])
+    place = {frame: row for row, frame in enumerate(f for start, stop in spans for f in range(start, stop))}
+    chosen: np.ndarray[Any, Any] = read[[place[frame] for frame in frames]]
+    return chosen

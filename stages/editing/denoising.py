@@ -5,115 +5,363 @@ Source: TokenFlow (arXiv 2307.10373), algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
 
+import numpy as np
 import torch
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from store.schemas import Arrays, Frozen
+from store.schemas import Array, Arrays, Block, Frozen
 
 from .. import editors
 from ..backbones import Backbone
-from ..diffusion.attention import INJECTED_FEATURE, ExtendedAttention, PropagatedAttention
+from ..diffusion.attention import (
+    INJECTED_FEATURE,
+    ExtendedAttention,
+    Keys,
+    PropagatedAttention,
+    gathered_rows,
+    keyframe_groups,
+)
+from ..diffusion.checks import finite
 from ..diffusion.chunks import rows
 from ..diffusion.ddim import guided
 from ..diffusion.patching import Hook, patched
+from .deep_features import DeepFeatures, shallow_layers
+from .reading import read_ahead
+
+KEYFRAMES_PER_PASS = 16  # short blocks of keyframes are put into one pass while there are no more of them
 
 BaseTokens = dict[str, Tensor]
 """T_base: layer → output of the joint self-attention (branch, keyframe, token, channel)."""
 
 
 class EditSpec(Frozen):
-    """What an edit is asked for."""
+    """What an edit is asked for.
+
+    guidance_start, guidance_stop   shares of the steps between which there is guidance; outside them the prompt's
+                                    branch alone is run (Kynkäänniemi et al., arXiv 2404.07724)
+    feature_reuse                   every how many steps the whole UNet is executed, see `deep_features`
+    """
 
     prompt: str
     negative_prompt: str = ""
     guidance_scale: float = Field(7.5, ge=0, le=100)
+    guidance_start: float = Field(0.0, ge=0, le=1)
+    guidance_stop: float = Field(1.0, ge=0, le=1)
+    feature_reuse: int = Field(1, ge=1, le=10)
     editor: editors.EditorChoice
-    attended_keyframes: int = Field(16, ge=1, le=4096)  # beyond so many, each attends to its nearest and to anchors
+    attended_keyframes: int = Field(16, ge=1, le=4096)  # beyond so many, see `keyframe_groups`
+
+    @model_validator(mode="after")
+    def _in_order(self) -> EditSpec:
+        if self.guidance_start > self.guidance_stop:
+            raise ValueError("guidance_start is after guidance_stop")
+        return self
+
+    def guided_at(self, step: int, steps: int) -> bool:
+        """Whether there is guidance at `step` of `steps`."""
+        inside = round(self.guidance_start * steps) <= step < round(self.guidance_stop * steps)
+        return inside and self.guidance_scale != 1
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Keyframes that are edited in one pass at a step, and the frames that can be propagated once they are.
+
+    keyframes   their positions among the step's keyframes
+    blocks      blocks of equal length that they form
+    anchors     whether they are the anchors of all that follow at this step
+    frames      frames of the clip, none of them a keyframe
+    needed      positions whose T_base these frames gather from, those of earlier stretches included
+    kept        positions whose T_base later stretches gather from
+    """
+
+    step: int
+    keyframes: list[int]
+    blocks: int
+    anchors: bool
+    frames: list[int]
+    needed: list[int]
+    kept: list[int]
+
+
+@dataclass(frozen=True)
+class SourceRead:
+    """What a stretch needs of the source, on the CPU: layer → tokens or indices, and the injected features."""
+
+    source: dict[str, Tensor]
+    keyframe_feature: Tensor | None
+    index: dict[str, Tensor]
+    feature: Tensor | None
 
 
 class Denoiser:
     """The edit under way: knows the source's artifacts, and predicts noise for keyframes and for other frames.
 
+    frames    of the clip, ascending: those that are denoised
     latents   of invert_frames        tokens   of extract_tokens (its feature only)        field   of match_tokens
+    editing_keyframes   entered for every joint pass
     """
 
     def __init__(
-        self, spec: EditSpec, *, latents: Arrays, tokens: Arrays, field: Arrays, timesteps: tuple[int, ...],
-        backbone: Backbone,
+        self, spec: EditSpec, frames: Sequence[int], *, latents: Arrays, tokens: Arrays, field: Arrays,
+        timesteps: tuple[int, ...], backbone: Backbone,
+        editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:  # fmt: skip
-        self.spec, self.backbone, self.tokens, self.field = spec, backbone, tokens, field
-        self.timesteps = timesteps
+        self.editing_keyframes = editing_keyframes
+        self.spec, self.frames, self.timesteps, self.backbone = spec, list(frames), timesteps, backbone
+        self.tokens, self.field = tokens, field
         # Differs: at guidance 1 the unconditional branch has no weight and is not run; there never is a source branch.
         prompts = [spec.prompt] if spec.guidance_scale == 1 else [spec.negative_prompt, spec.prompt]
-        self.branches = len(prompts)
         text = backbone.encode_text(prompts)
-        source = editors.Source(latents, timesteps, backbone.levels, text, spec.guidance_scale)
-        self.editor = editors.build(spec.editor, source)
+        self.editor = editors.build(
+            spec.editor, editors.Source(latents, timesteps, backbone.levels, text, spec.guidance_scale)
+        )
+        self.keyframes: NDArray[Any] = field["keyframes"][:]
+        self.neighbours: NDArray[Any] = field["neighbour"][:]
+        self.weights: NDArray[Any] = field["weights"][:]
+        self.whole = self._whole_steps()
+        self.deep = DeepFeatures(backbone.unet) if spec.feature_reuse > 1 else None
+        self._reads = read_ahead((stretch for step in self.steps for stretch in self.stretches(step)), self._read)
 
     @property
     def steps(self) -> range:
         """Positions in `timesteps` that this edit visits, in order."""
         return range(self.editor.first_step, len(self.timesteps))
 
-    def keyframes(self, step: int) -> list[int]:
-        """Frames that are keyframes at `step`, ascending."""
-        return [int(frame) for frame in self.field["keyframes"][step]]
+    def trajectory(self, stage: str, keyframe_latents: Array | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Latents (frame, c, h, w) float32 at the start of every step of `timesteps`, and at its end the clean ones.
 
-    def joint(self, step: int, latents: Tensor) -> tuple[Tensor, BaseTokens]:
-        """Noise of the keyframes (keyframe, c, h, w), edited jointly, and T_base.
+        Before the edit's first step they are where it starts.
 
-        latents   of this step's keyframes (keyframe, c, h, w)
+        stage              whose name an error bears
+        keyframe_latents   (timestep, support, c, h, w): where the keyframes are known, and not among `frames`
+        raises             NonFiniteLatents, naming the timestep and the first bad frame
         """
-        backbone, injection = self.backbone, self.editor.injection(step)
-        processors = {name: ExtendedAttention(self.branches, self.spec.attended_keyframes) for name in backbone.layers}
-        if injection.attention:
-            for name in backbone.injected_layers:
-                source = backbone.to_device(self.field[f"source.{name}"][step])
-                processors[name].source = source.to(self.text(step).dtype)
-        with patched(backbone.unet, processors, self._feature(step, self.keyframes(step))):
-            noise = self._predict(step, latents)
-        return noise, {name: processor.taken() for name, processor in processors.items()}
+        now = self.backbone.to_device(self.editor.first_latents(self.frames).numpy())
+        place = {frame: row for row, frame in enumerate(self.frames)}
+        support = {int(frame): row for row, frame in enumerate(self.field["support"][:])}
+        for step in range(self.steps.start):
+            yield step, now
+        for step in self.steps:
+            yield step, now
+            drawn = [int(frame) for frame in self.keyframes[step]]
+            if keyframe_latents is None:
+                known = now[[place[frame] for frame in drawn]]
+            else:
+                known = self.backbone.to_device(keyframe_latents[step][[support[frame] for frame in drawn]])
+            noise = self.noise(step, now, known)
+            following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
+            now = self.backbone.levels.step(now, noise, self.timesteps[step], following)
+            finite(now, stage, self.timesteps[step], self.frames)
+        yield len(self.timesteps), now
 
-    def propagated(self, step: int, frames: Sequence[int], latents: Tensor, base_tokens: BaseTokens) -> Tensor:
-        """Noise (frame, c, h, w) of frames that follow the keyframes: no self-attention is executed.
+    def noise(self, step: int, latents: Tensor, keyframe_latents: Tensor) -> Tensor:
+        """Noise (frame, c, h, w) of `frames` at `step`; steps are asked for in order, each once.
 
-        latents   of `frames` (frame, c, h, w)
+        latents            of `frames` (frame, c, h, w)
+        keyframe_latents   of this step's keyframes (keyframe, c, h, w)
         """
+        drawn = [int(frame) for frame in self.keyframes[step]]
+        place = {frame: row for row, frame in enumerate(self.frames)}
         noise = torch.empty_like(latents)
-        for some in self.backbone.passes(len(frames)):
-            chosen = frames[some]
-            neighbour = self.backbone.to_device(rows(self.field["neighbour"], step, chosen)).long()
-            weight = self.backbone.to_device(rows(self.field["weights"], step, chosen))
-            processors = {}
-            for name, base in base_tokens.items():
-                index = self.backbone.to_device(rows(self.field[f"index.{name}"], step, chosen).astype("int64"))
-                processors[name] = PropagatedAttention(base, neighbour, weight, index)
-            with patched(self.backbone.unet, processors, self._feature(step, chosen)):
-                noise[some] = self._predict(step, latents[some])
+        anchors: dict[str, Keys] = {}
+        held: tuple[list[int], BaseTokens] = ([], {})
+        for stretch in self.stretches(step):
+            expected, read = next(self._reads)
+            assert expected == stretch, "steps are denoised in order"
+            own = [drawn[position] for position in stretch.keyframes]
+            with self.editing_keyframes():
+                joint, processors = self.joint(stretch, own, keyframe_latents[stretch.keyframes], read, anchors)
+            known = [row for row, frame in enumerate(own) if frame in place]
+            noise[[place[own[row]] for row in known]] = joint[known]
+            held = _together(held, (stretch.keyframes, {name: p.taken() for name, p in processors.items()}))
+            if stretch.anchors:
+                anchors = {name: cast(Keys, processor.keys) for name, processor in processors.items()}
+            del processors
+            if stretch.frames:
+                chosen = [place[frame] for frame in stretch.frames]
+                noise[chosen] = self.propagated(stretch, latents[chosen], _chosen(held, stretch.needed), read)
+            held = stretch.kept, _chosen(held, stretch.kept)
         return noise
 
-    def step(self, step: int, latents: Tensor, noise: Tensor) -> Tensor:
-        """Latents (frame, c, h, w) one DDIM step cleaner."""
-        following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
-        return self.backbone.levels.step(latents, noise, self.timesteps[step], following)
+    def joint(
+        self, stretch: Stretch, keyframes: list[int], latents: Tensor, read: SourceRead, anchors: dict[str, Keys]
+    ) -> tuple[Tensor, dict[str, ExtendedAttention]]:
+        """Noise (keyframe, c, h, w) of a stretch's keyframes, edited jointly, and the processors that hold T_base.
 
-    def text(self, step: int) -> Tensor:
-        """Text (branch, token, channel) that the UNet is given at `step`."""
-        return self.editor.conditions(step).text
+        keyframes   their frames in the clip
+        anchors     layer → keys and values of the anchors; none: there are no anchors, or these are they
+        """
+        step, dtype = stretch.step, self._text(stretch.step).dtype
+        processors = {
+            name: ExtendedAttention(
+                self.branches(step), stretch.blocks, anchors=anchors.get(name), keep_keys=stretch.anchors
+            )
+            for name in self.layers(step)
+        }
+        for name, source in read.source.items():
+            processors[name].source = self._on_device(source).to(dtype)
+        return self._predict(step, keyframes, latents, processors, read.keyframe_feature), processors
 
-    def _predict(self, step: int, latents: Tensor) -> Tensor:
-        conditions = self.editor.conditions(step)
+    def propagated(self, stretch: Stretch, latents: Tensor, base_tokens: BaseTokens, read: SourceRead) -> Tensor:
+        """Noise (frame, c, h, w) of the stretch's frames, which follow keyframes: no self-attention is executed.
+
+        latents       (frame, c, h, w)
+        base_tokens   T_base at the positions `stretch.needed`
+        """
+        step, noise = stretch.step, torch.empty_like(latents)
+        row = np.zeros(self.keyframes.shape[1], np.int64)
+        row[stretch.needed] = range(len(stretch.needed))
+        neighbour = torch.from_numpy(row[self.neighbours[step][stretch.frames]])
+        weight = torch.from_numpy(self.weights[step][stretch.frames])
+
+        def do(some: slice) -> None:
+            weights = self._on_device(weight[some])
+            processors = {}
+            for name, base in base_tokens.items():
+                found = self._on_device(gathered_rows(neighbour[some], read.index[name][some]))
+                processors[name] = self.gathering(stretch, stretch.frames[some], name, base, found, weights)
+            feature = None if read.feature is None else read.feature[some]
+            noise[some] = self._predict(step, stretch.frames[some], latents[some], processors, feature)
+
+        self.backbone.each_pass(len(stretch.frames), do)
+        return noise
+
+    def gathering(
+        self, stretch: Stretch, frames: Sequence[int], layer: str, base_tokens: Tensor, rows: Tensor, weight: Tensor
+    ) -> PropagatedAttention:
+        """What stands in for a layer's self-attention: `rows` (side, frame · token), `weight` (frame, side)."""
+        return PropagatedAttention(base_tokens, rows, weight)
+
+    def stretches(self, step: int) -> list[Stretch]:
+        """The step in pieces that bound memory: each joint pass, followed by the frames that it makes known."""
+        count, limit = self.keyframes.shape[1], self.spec.attended_keyframes
+        anchors, blocks = keyframe_groups(count, limit)
+        passes = ([(anchors, 1)] if anchors else []) + _joined(blocks, KEYFRAMES_PER_PASS)
+        keyframes, neighbours = set(self.keyframes[step].tolist()), self.neighbours[step]
+        order = {position: number for number, (own, _) in enumerate(passes) for position in own}
+        ready = np.array([max(order[int(k)] for k in pair) for pair in neighbours])
+        wanted = [frame for frame in self.frames if frame not in keyframes]
+        served = [[frame for frame in wanted if ready[frame] == number] for number in range(len(passes))]
+        needed = [sorted({int(k) for frame in frames for k in neighbours[frame]}) for frames in served]
+        found = []
+        for number, (own, blocks_of_own) in enumerate(passes):
+            later = {position for positions in needed[number + 1 :] for position in positions}
+            kept = sorted(position for position in later if order[position] <= number)
+            found.append(
+                Stretch(step, own, blocks_of_own, bool(anchors) and not number, served[number], needed[number], kept)
+            )
+        return found
+
+    def branches(self, step: int) -> int:
+        """Guidance branches that are run at `step`: unconditional and conditional, or conditional alone."""
+        return len(self._text(step))
+
+    def layers(self, step: int) -> list[str]:
+        """Self-attention layers that are executed at `step`."""
+        backbone = self.backbone
+        return backbone.layers if self.whole[step] else shallow_layers(backbone.unet, backbone.layers)
+
+    def _whole_steps(self) -> list[bool]:
+        """Per step whether the whole UNet is executed: when its turn has come, or a branch comes in."""
+        whole = [True] * len(self.timesteps)
+        since = self.steps.start
+        for before, step in pairwise(self.steps):
+            whole[step] = step - since >= self.spec.feature_reuse or self.branches(step) > self.branches(before)
+            since = step if whole[step] else since
+        return whole
+
+    def _conditions(self, step: int) -> editors.Conditions:
+        given = self.editor.conditions(step)
+        if len(given.text) > 1 and not self.spec.guided_at(step, len(self.timesteps)):
+            return editors.Conditions(given.text[-1:], 1.0)
+        return given
+
+    def _text(self, step: int) -> Tensor:
+        return self._conditions(step).text
+
+    def _predict(
+        self, step: int, frames: Sequence[int], latents: Tensor, processors: Any, feature: Tensor | None
+    ) -> Tensor:
+        """Noise (frame, c, h, w), guidance applied; `feature` (frame, c, h, w) is the injected one."""
+        conditions, branches = self._conditions(step), self.branches(step)
+        hooks: dict[str, Hook] = {}
+        forwards = {}
+        if feature is not None:
+            repeated = self._on_device(feature).to(conditions.text.dtype).repeat(branches, 1, 1, 1)
+            hooks[INJECTED_FEATURE] = lambda module, inputs, output: repeated
+        if self.deep and self.whole[step]:
+            hooks |= self.deep.keeping(frames, branches)
+        elif self.deep:
+            forwards = self.deep.reusing(frames, branches)
         text = conditions.text.repeat_interleave(len(latents), dim=0)
-        noise = self.backbone.predict_noise(latents.repeat(self.branches, 1, 1, 1), self.timesteps[step], text)
-        parts = noise.unflatten(0, (self.branches, len(latents)))
-        return parts[0] if self.branches == 1 else guided(parts[0], parts[1], conditions.guidance_scale)
+        with patched(self.backbone.unet, processors, hooks, forwards):
+            noise = self.backbone.predict_noise(latents.repeat(branches, 1, 1, 1), self.timesteps[step], text)
+        parts = noise.unflatten(0, (branches, len(latents)))
+        return parts[0] if branches == 1 else guided(parts[0], parts[1], conditions.guidance_scale)
 
-    def _feature(self, step: int, frames: Sequence[int]) -> dict[str, Hook]:
-        if not self.editor.injection(step).feature or "feature" not in self.tokens:
-            return {}
-        feature = self.backbone.to_device(rows(self.tokens["feature"], step, frames))
-        repeated = feature.to(self.text(step).dtype).repeat(self.branches, 1, 1, 1)
-        return {INJECTED_FEATURE: lambda module, inputs, output: repeated}
+    def _read(self, stretch: Stretch) -> SourceRead:
+        """What a stretch needs of the disk; called from the reading thread."""
+        step, layers, injection = stretch.step, self.layers(stretch.step), self.editor.injection(stretch.step)
+        injected = [name for name in self.backbone.injected_layers if name in layers] if injection.attention else []
+        has_feature = injection.feature and self.whole[step] and "feature" in self.tokens
+        drawn = [int(self.keyframes[step][position]) for position in stretch.keyframes]
+        return SourceRead(
+            {name: _read_rows(self.field[f"source.{name}"], step, stretch.keyframes) for name in injected},
+            _read_rows(self.tokens["feature"], step, drawn) if has_feature else None,
+            {
+                name: _read_rows(self.field[f"index.{name}"], step, stretch.frames).to(torch.int64)
+                for name in (layers if stretch.frames else ())
+            },
+            _read_rows(self.tokens["feature"], step, stretch.frames) if has_feature and stretch.frames else None,
+        )
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        return self.backbone.to_device(values.numpy())
+
+
+def latents_block(step: int, latents: Tensor, timesteps: tuple[int, ...]) -> Block:
+    """One yield of `trajectory`, as the artifact of edit_keyframes holds it: latents (frame, c, h, w) on the CPU."""
+    if step == len(timesteps):
+        return Block("clean_latents", (0, 0, 0, 0), latents.cpu().numpy())
+    return Block("latents", (step, 0, 0, 0, 0), latents[None].cpu().numpy())
+
+
+def _read_rows(array: Array, step: int, chosen: Sequence[int]) -> Tensor:
+    return torch.from_numpy(rows(array, step, chosen))
+
+
+def _joined(blocks: list[list[int]], at_once: int) -> list[tuple[list[int], int]]:
+    """Blocks of equal length put into one pass while they fit: (positions, number of blocks)."""
+    passes: list[tuple[list[int], int]] = []
+    for block in blocks:
+        before, count = passes[-1] if passes else ([], 0)
+        if count and len(before) == count * len(block) and len(before) + len(block) <= at_once:
+            passes[-1] = ([*before, *block], count + 1)
+        else:
+            passes.append((block, 1))
+    return passes
+
+
+def _together(one: tuple[list[int], BaseTokens], other: tuple[list[int], BaseTokens]) -> tuple[list[int], BaseTokens]:
+    """T_base at the positions of both."""
+    if not one[0]:
+        return other
+    return [*one[0], *other[0]], {name: torch.cat([one[1][name], own], 1) for name, own in other[1].items()}
+
+
+def _chosen(held: tuple[list[int], BaseTokens], wanted: list[int]) -> BaseTokens:
+    """T_base at the positions `wanted`, in their order."""
+    positions, base = held
+    if positions == wanted:
+        return base
+    chosen = [positions.index(position) for position in wanted]
+    return {name: tokens[:, chosen] for name, tokens in base.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from store.schemas import Arrays
 
 from ..backbones import Backbone
-from ..diffusion.attention import ExtendedAttention, PropagatedAttention, nearest_tokens, normalized
+from ..diffusion.attention import ExtendedAttention, PropagatedAttention, gathered_rows, nearest_tokens, normalized
 from ..diffusion.patching import patched
 
 ReadTokens = Callable[[int, range], Mapping[str, Tensor]]
@@ -51,7 +51,7 @@ def swapped(
 
 def _plain(latents: Tensor, timestep: int, text: Tensor, backbone: Backbone) -> tuple[Tensor, dict[str, Tensor]]:
     """Noise of one frame (1, c, h, w), and what every self-attention layer put out (branch, 1, token, channel)."""
-    processors = {name: ExtendedAttention(branches=1, limit=1) for name in backbone.layers}
+    processors = {name: ExtendedAttention(branches=1) for name in backbone.layers}
     with patched(backbone.unet, processors):
         noise = backbone.predict_noise(latents, timestep, text)
     return noise, {name: processor.taken() for name, processor in processors.items()}
@@ -62,4 +62,5 @@ def _gathering(base_tokens: Tensor, tokens: Tensor, keys: Tensor) -> PropagatedA
     index, _ = nearest_tokens(normalized(tokens), keys)
     neighbour = index.new_zeros(len(index), 2)
     weight = torch.tensor([1.0, 0.0], device=index.device).expand(len(index), 2)
-    return PropagatedAttention(base_tokens, neighbour, weight, index[:, None].expand(-1, 2, -1))
+    rows = gathered_rows(neighbour, index[:, None].expand(-1, 2, -1))
+    return PropagatedAttention(base_tokens, rows, weight)

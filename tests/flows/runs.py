@@ -14,7 +14,7 @@ import flows.runtime
 from flows.config import make_config, make_runtime
 from flows.plan import STAGES, Plan
 from flows.run import Result, run_edit
-from stages import extract_tokens
+from stages import extract_tokens, propagate_tokens
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
 from store.store import Store
 from tests.stages.clips import write_clip
@@ -77,7 +77,8 @@ def counting(patch: pytest.MonkeyPatch) -> Executed:
     executed = Executed()
     loaded: dict[str, StableDiffusion] = {}
     for name, module in STAGES.items():
-        patch.setattr(module, "run", _counted(executed, name, module.run))
+        patch.setattr(module, "run", _counted(executed, module.run, name))
+    patch.setattr(propagate_tokens, "run_whole", _counted(executed, propagate_tokens.run_whole, *EDIT))
     read = extract_tokens.SourcePass.read
 
     def counted_read(source: Any, *given: Any) -> Any:
@@ -102,9 +103,9 @@ def counting(patch: pytest.MonkeyPatch) -> Executed:
     return executed
 
 
-def _counted(executed: Executed, name: str, run: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
+def _counted(executed: Executed, run: Callable[..., Any], *names: str) -> Callable[..., Iterator[Any]]:
     def counted(*given: Any, **named: Any) -> Iterator[Any]:
-        executed.stages[name] += 1
+        executed.stages.update(names)
         yield from run(*given, **named)
 
     return counted

@@ -17,8 +17,8 @@ import pytest
 
 import store.layout
 from flows.plan import STAGES
-from flows.run import run_edit
-from stages import extract_tokens, match_tokens
+from flows.run import run_edit, run_preview
+from stages import extract_tokens, match_tokens, propagate_tokens
 from stages.backbones.stable_diffusion import StableDiffusion
 from store import zarr_io
 from store.errors import InputError, StorePlaceError
@@ -63,7 +63,6 @@ def stopping(run: Any, part: int, after: int) -> Any:
         ("extract_tokens", 2, 1 << 30),
         pytest.param("match_tokens", 2, 1 << 30, marks=pytest.mark.slow),
         ("match_tokens", 2, 0),
-        pytest.param("edit_keyframes", 1, 1 << 30, marks=pytest.mark.slow),
         pytest.param("propagate_tokens", 1, 1 << 30, marks=pytest.mark.slow),
     ],
 )
@@ -74,12 +73,13 @@ def test_a_stage_that_stops_is_not_found_and_its_finished_parts_are_kept(
     place = tmp_path / "store"
     plan = make_plan(clip, tiny_folder, place, token_budget=budget)
     with monkeypatch.context() as patch:
-        patch.setattr(STAGES[stage], "run", stopping(STAGES[stage].run, part, 1))
+        run = "run_whole" if stage == "propagate_tokens" else "run"
+        patch.setattr(STAGES[stage], run, stopping(getattr(STAGES[stage], run), part, 1))
         with pytest.raises(Stopped):
             edit(plan, tmp_path)
     assert not (tmp_path / "edit.mp4").exists()
-    fused = stage == "match_tokens" and not budget
-    finished = ALL[: ALL.index("extract_tokens" if fused else stage)]
+    along = {"propagate_tokens": "edit_keyframes"} | ({} if budget else {"match_tokens": "extract_tokens"})
+    finished = ALL[: ALL.index(along.get(stage, stage))]
     assert {record.stage for record in Store(place).records()} == set(finished)
 
     again = make_plan(clip, tiny_folder, place, token_budget=budget)
@@ -101,7 +101,7 @@ def test_one_prompt_that_fails_leaves_the_other(
 ) -> None:
     prompts = ("a red ball", "a blue ball")
     with monkeypatch.context() as patch:
-        patch.setattr(STAGES["edit_keyframes"], "run", stopping(STAGES["edit_keyframes"].run, 2, 0))
+        patch.setattr(propagate_tokens, "run_whole", stopping(propagate_tokens.run_whole, 2, 0))
         with pytest.raises(Stopped):
             edit(make_plan(clip, tiny_folder, tmp_path / "store", prompts=prompts), tmp_path)
     executed.clear()
@@ -116,7 +116,8 @@ def test_one_prompt_that_fails_leaves_the_other(
 def test_latents_that_become_nan_are_named(
     stage: str, clip: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, predict = STAGES[stage].run, StableDiffusion.predict_noise
+    name = "run_whole" if stage == "propagate_tokens" else "run"
+    run, predict = getattr(STAGES[stage], name), StableDiffusion.predict_noise
     plan = make_plan(clip, tiny_folder, tmp_path / "store")
 
     def poisoned(*given: Any, **named: Any) -> Iterator[Any]:
@@ -129,9 +130,10 @@ def test_latents_that_become_nan_are_named(
             patch.setattr(StableDiffusion, "predict_noise", predict_nan)
             yield from run(*given, **named)
 
-    monkeypatch.setattr(STAGES[stage], "run", poisoned)
+    monkeypatch.setattr(STAGES[stage], name, poisoned)
+    asked = run_preview if stage == "edit_keyframes" else run_edit
     with pytest.raises(InputError, match=rf"^{stage}: .*timestep {plan.timesteps[0]}, frame \d+") as caught:
-        edit(plan, tmp_path)
+        asked(plan, tmp_path / ("edit.png" if stage == "edit_keyframes" else "edit.mp4"), "direct")
     assert "\n" not in str(caught.value)
     assert plan.store.find(next(node for node in plan.nodes if node.stage == stage).key) is None
     assert not (tmp_path / "edit.mp4").exists()

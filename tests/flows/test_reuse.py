@@ -276,7 +276,8 @@ CHANGES: dict[str, Any] = {
     "prompts": ("another",), "source_prompt": "other", "frames": "1:6", "size": "24x24", "steps": 3,
     "inversion_steps": 5, "inversion_evaluations": 3, "seed": 5, "editor": "sdedit",
     "editor_settings": {"attention": 0.1}, "guidance_scale": 2.0, "negative_prompt": "no", "keyframe_interval": 5,
-    "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid",
+    "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
+    "feature_reuse": 2,
 }  # fmt: skip
 
 

@@ -15,9 +15,10 @@ from stages.diffusion import attention
 from stages.diffusion.attention import (
     ExtendedAttention,
     PropagatedAttention,
-    attended_keyframes,
     blended,
     extended_attention,
+    gathered_rows,
+    keyframe_groups,
     nearest_tokens,
     normalized,
 )
@@ -29,6 +30,26 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 # Extended attention
+
+
+def attended_keyframes(keyframes: int, limit: int) -> list[list[int]]:
+    """Which keyframes each keyframe attends to."""
+    anchors, blocks = keyframe_groups(keyframes, limit)
+    attended = dict.fromkeys(anchors, anchors)
+    attended |= {own: sorted([*anchors, *block]) for block in blocks for own in block}
+    return [attended[own] for own in range(keyframes)]
+
+
+def in_passes(query: Tensor, key: Tensor, value: Tensor, heads: int, limit: int) -> Tensor:
+    """Extended attention of all keyframes, a pass for the anchors and one for each block."""
+    anchors, blocks = keyframe_groups(query.shape[1], limit)
+    out = torch.zeros_like(value)
+    kept = (key[:, anchors], value[:, anchors]) if anchors else None
+    if kept:
+        out[:, anchors] = extended_attention(query[:, anchors], *kept, heads)
+    for block in blocks:
+        out[:, block] = extended_attention(query[:, block], key[:, block], value[:, block], heads, 1, kept)
+    return out
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, heads: int, limit: int) -> Tensor:
@@ -53,15 +74,26 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, heads: int, limit: in
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_extended_attention_is_a_softmax_over_all_keyframes(keyframes: int, limit: int, heads: int) -> None:
     query, key, value = (random(2, keyframes, 5, 8, seed=seed) for seed in range(3))
-    ours = extended_attention(query, key, value, heads, limit)
+    ours = in_passes(query, key, value, heads, limit)
     torch.testing.assert_close(ours, written_out(query, key, value, heads, limit), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("anchored", [True, False])
+def test_blocks_of_equal_length_may_share_a_pass(anchored: bool) -> None:
+    query, key, value = (random(2, 6, 5, 8, seed=seed) for seed in range(3))
+    anchors = (random(2, 2, 5, 8, seed=7), random(2, 2, 5, 8, seed=8)) if anchored else None
+    together = extended_attention(query, key, value, 4, 3, anchors)
+    for first in (0, 2, 4):
+        block = slice(first, first + 2)
+        alone = extended_attention(query[:, block], key[:, block], value[:, block], 4, 1, anchors)
+        torch.testing.assert_close(together[:, block], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_alone_a_keyframe_has_plain_self_attention() -> None:
     query, key, value = (random(2, 1, 9, 8, seed=seed) for seed in range(3))
     by_head = [states[:, 0].unflatten(-1, (4, 2)).transpose(1, 2) for states in (query, key, value)]
     plain = torch.softmax(by_head[0] @ by_head[1].mT / 2**0.5, -1) @ by_head[2]
-    ours = extended_attention(query, key, value, 4, 16)
+    ours = extended_attention(query, key, value, 4)
     torch.testing.assert_close(ours[:, 0], plain.transpose(1, 2).flatten(2), rtol=1e-5, atol=1e-6)
 
 
@@ -69,7 +101,7 @@ def test_alone_a_keyframe_has_plain_self_attention() -> None:
 def test_on_a_real_unet_one_keyframe_is_the_unpatched_model(backbone: StableDiffusion) -> None:
     latents, text = random(1, 4, 8, 10).expand(2, -1, -1, -1), backbone.encode_text(["", "a thing"])
     plain = backbone.predict_noise(latents, 401, text)
-    processors = {name: ExtendedAttention(branches=2, limit=16) for name in backbone.layers}
+    processors = {name: ExtendedAttention(branches=2) for name in backbone.layers}
     with patched(backbone.unet, processors):
         joint = backbone.predict_noise(latents, 401, text)
     torch.testing.assert_close(joint, plain, rtol=1e-4, atol=1e-5)
@@ -81,7 +113,7 @@ def test_on_a_real_unet_keyframes_look_at_one_another(backbone: StableDiffusion)
     latents = random(3, 4, 8, 10)
     text = backbone.encode_text(["a thing"]).expand(3, -1, -1)
     plain = backbone.predict_noise(latents, 401, text)
-    with patched(backbone.unet, {name: ExtendedAttention(branches=1, limit=16) for name in backbone.layers}):
+    with patched(backbone.unet, {name: ExtendedAttention(branches=1) for name in backbone.layers}):
         joint = backbone.predict_noise(latents, 401, text)
         twice = backbone.predict_noise(latents[[0, 0, 0]], 401, text)
     assert (joint - plain).abs().max() > 1e-2
@@ -101,7 +133,7 @@ def test_one_keyframe_on_any_attention_layer_is_the_layer_itself(changes: dict[s
     layer = reference_layer(changes)
     states = random(2, 7, 12)
     plain = layer(states)
-    layer.set_processor(ExtendedAttention(branches=2, limit=16))
+    layer.set_processor(ExtendedAttention(branches=2))
     torch.testing.assert_close(layer(states), plain, rtol=1e-5, atol=1e-6)
 
 
@@ -109,7 +141,7 @@ def test_one_keyframe_on_any_attention_layer_is_the_layer_itself(changes: dict[s
 def test_source_tokens_give_queries_and_keys_but_not_values() -> None:
     layer = reference_layer({})
     states, source = random(2 * 3, 7, 12), random(3, 7, 12, seed=5)
-    processor = ExtendedAttention(branches=2, limit=16, source=source)
+    processor = ExtendedAttention(branches=2, source=source)
     layer.set_processor(processor)
     out = layer(states)
     values = layer.to_v(states).unflatten(0, (2, 3))
@@ -120,24 +152,16 @@ def test_source_tokens_give_queries_and_keys_but_not_values() -> None:
 
 
 @given(keyframes=st.integers(1, 60), limit=st.integers(1, 20))
-def test_attended_keyframes(keyframes: int, limit: int) -> None:
+def test_keyframe_groups(keyframes: int, limit: int) -> None:
+    anchors, blocks = keyframe_groups(keyframes, limit)
+    assert sorted([*anchors, *(own for block in blocks for own in block)]) == list(range(keyframes)), "each once"
+    assert [own for block in blocks for own in block] == sorted(own for block in blocks for own in block)
     attended = attended_keyframes(keyframes, limit)
-    assert len(attended) == keyframes
-    assert attended == attended_keyframes(keyframes, limit)
-    for own, others in enumerate(attended):
-        assert own in others
-        assert others == sorted(set(others))
-        assert len(others) == min(limit, keyframes), "cost is linear in the number of keyframes"
-        assert set(others) <= set(range(keyframes))
+    assert all(own in others for own, others in enumerate(attended))
+    assert max(map(len, attended)) == min(limit, keyframes), "cost is linear in the number of keyframes"
     if keyframes > limit >= 4:
-        shared = set.intersection(*map(set, attended))
-        assert len(shared) >= limit // 2, "anchors are seen by all, so the look is shared end to end"
-        assert min(shared) < keyframes / 2 < max(shared) + 1
-
-
-def test_neighbouring_keyframes_are_attended() -> None:
-    for own, others in enumerate(attended_keyframes(40, 8)[1:-1], start=1):
-        assert {own - 1, own, own + 1} <= set(others)
+        assert set.intersection(*map(set, attended)) == set(anchors), "all see them, so the look is shared end to end"
+        assert min(anchors) < keyframes / 2 < max(anchors) + 1
 
 
 # Nearest tokens
@@ -185,7 +209,7 @@ def test_blended_tokens_are_gathered_and_mixed() -> None:
     base, weight = random(2, 3, 5, 4), torch.tensor([[1.0, 0.0], [0.25, 0.75], [0.5, 0.5], [0.0, 1.0]])
     neighbour = torch.tensor([[0, 0], [0, 1], [1, 2], [1, 2]])
     index = torch.randint(0, 5, (4, 2, 5), generator=torch.Generator().manual_seed(0))
-    ours = blended(base, neighbour, weight, index)
+    ours = blended(base, gathered_rows(neighbour, index), weight)
     for branch in range(2):
         for frame in range(4):
             for token in range(5):
@@ -198,7 +222,7 @@ def test_blended_tokens_are_gathered_and_mixed() -> None:
 def test_propagating_a_frame_onto_itself_is_the_joint_pass(backbone: StableDiffusion) -> None:
     """Each frame its own keyframe, each token itself: the gathered output must be the one that was kept."""
     latents, text = random(6, 4, 8, 10), backbone.encode_text(["", "a thing"]).repeat_interleave(3, 0)
-    joint = {name: ExtendedAttention(branches=2, limit=16) for name in backbone.layers}
+    joint = {name: ExtendedAttention(branches=2) for name in backbone.layers}
     with patched(backbone.unet, joint):
         expected = backbone.predict_noise(latents, 401, text)
     own = torch.arange(3)[:, None].expand(3, 2)
@@ -207,7 +231,7 @@ def test_propagating_a_frame_onto_itself_is_the_joint_pass(backbone: StableDiffu
     for name, processor in joint.items():
         base = processor.taken()
         index = torch.arange(base.shape[2]).expand(3, 2, -1)
-        gathered[name] = PropagatedAttention(base, own, weight, index)
+        gathered[name] = PropagatedAttention(base, gathered_rows(own, index), weight)
     with patched(backbone.unet, gathered):
         torch.testing.assert_close(backbone.predict_noise(latents, 401, text), expected, rtol=1e-5, atol=1e-6)
 

@@ -17,7 +17,9 @@ from torch import Tensor
 from stages import invert_frames
 from stages.backbones.stable_diffusion import StableDiffusion
 from stages.diffusion.ddim import noised
+from stages.diffusion.patching import patched
 from stages.edit_keyframes import Spec
+from stages.editing.deep_features import DeepFeatures, shallow_layers
 from stages.editing.denoising import Denoiser
 from stages.extract_tokens import SourcePass
 from stages.extract_tokens import Spec as ExtractSpec
@@ -25,6 +27,7 @@ from tests.tiny.method import (
     Held,
     Prepared,
     edit,
+    edit_at_once,
     edit_of_keyframes,
     edit_spec,
     extract,
@@ -263,28 +266,13 @@ def test_two_branches_never_three(prepared: Prepared, scale: float, branches: in
     assert seen["queries"] == [branches * keyframes] * steps
 
 
-def test_no_self_attention_is_executed_while_propagating(prepared: Prepared) -> None:
-    denoiser = Denoiser(
-        edit_spec(), latents=prepared.latents, tokens=prepared.tokens, field=prepared.field,
-        timesteps=prepared.timesteps, backbone=prepared.backbone,
-    )  # fmt: skip
-    executed: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda module, args, name=name: executed.append(name))
-        for name, module in prepared.backbone.unet.named_modules()
-        if ".attn1." in name
-    ]
-    keyframes = denoiser.keyframes(0)
-    others = [frame for frame in range(11) if frame not in keyframes]
-    with torch.inference_mode():
-        latents = noisiest(prepared)
-        _, base_tokens = denoiser.joint(0, latents[keyframes])
-        assert len({name.rsplit(".attn1.")[0] for name in executed}) == 16
-        executed.clear()
-        denoiser.propagated(0, others, latents[others], base_tokens)
-    for hook in hooks:
-        hook.remove()
-    assert executed == []
+def test_at_once_no_joint_pass_is_repeated(prepared: Prepared) -> None:
+    known, spec = prepared.in_passes_of(64), edit_spec(settings={"attention": 0})
+    keyframes, steps = known.field["keyframes"].shape[1], len(known.timesteps)
+    with counting(known.backbone.unet) as seen:
+        edit_at_once(known, spec)
+    assert seen["unet"] == [2 * keyframes, 2 * (known.frames - keyframes)] * steps, "every frame once per step"
+    assert seen["queries"] == [2 * keyframes] * steps, "no self-attention is executed while propagating"
 
 
 def test_when_the_support_is_the_clip_propagation_only_decodes(prepared: Prepared) -> None:
@@ -328,6 +316,87 @@ def test_frames_per_pass_changes_no_stage(short: Prepared, frames_per_pass: int)
     keyframe_edit = edit_of_keyframes(short, spec)
     close(edit_of_keyframes(other, spec), keyframe_edit)
     close(propagate(other, spec, keyframe_edit), propagate(short, spec, keyframe_edit))
+
+
+# Both stages at once
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"guidance_start": 0.2, "guidance_stop": 0.6}, {"feature_reuse": 2}, {"attended_keyframes": 2}]
+)
+@pytest.mark.parametrize("offsets", [1, 2, 4])
+def test_at_once_both_stages_give_what_they_give_apart(
+    prepared: Prepared, offsets: int, fields: dict[str, Any]
+) -> None:
+    known = rematched(prepared, keyframe_offsets=offsets, seed=3)
+    spec = edit_spec(settings={"attention": 0.4, "feature": 0.6}, **fields)
+    keyframe_edit, edited = edit_at_once(known, spec)
+    apart = edit_of_keyframes(known, spec)
+    close(keyframe_edit, apart)
+    close(edited, propagate(known, spec, apart))
+
+
+# Guidance in an interval, deep features reused
+
+
+def test_outside_the_guidance_interval_one_branch_is_run(prepared: Prepared) -> None:
+    """5 steps: guidance at the second and third."""
+    known = prepared.in_passes_of(64)
+    with counting(known.backbone.unet) as seen:
+        edit_at_once(known, edit_spec(guidance_start=0.2, guidance_stop=0.6))
+    keyframes = known.field["keyframes"].shape[1]
+    each = [keyframes, known.frames - keyframes]
+    assert seen["unet"] == [branches * frames for branches in (1, 2, 2, 1, 1) for frames in each]
+
+
+def test_no_guidance_in_an_empty_interval_and_all_in_a_full_one(short: Prepared) -> None:
+    never, always = edit_spec(guidance_start=0.4, guidance_stop=0.4), edit_spec(guidance_start=0, guidance_stop=1)
+    assert distance(edit(short, never)["latents"], edit(short, edit_spec(guidance_scale=1))["latents"]) < TOLERANCE
+    assert distance(edit(short, always)["latents"], edit(short, edit_spec())["latents"]) == 0
+    with pytest.raises(ValueError, match="guidance_start is after guidance_stop"):
+        edit_spec(guidance_start=0.5, guidance_stop=0.4)
+
+
+def test_reused_deep_features_skip_all_but_the_outermost_blocks(prepared: Prepared) -> None:
+    executed: list[str] = []
+    unet = prepared.backbone.unet
+    hooks = [
+        module.register_forward_pre_hook(lambda module, args, name=name: executed.append(name))
+        for name, module in unet.named_modules()
+        if name.split(".")[0] in ("down_blocks", "mid_block", "up_blocks") and name.endswith(("attn2", "conv1"))
+    ]
+    known = prepared.in_passes_of(64)
+    edit_at_once(known, edit_spec(guidance_scale=1, feature_reuse=2))
+    for hook in hooks:
+        hook.remove()
+    passes = {name: executed.count(name) for name in set(executed)}
+    assert {passes[name] for name in passes if name.startswith(("down_blocks.0", "up_blocks.3"))} == {10}
+    assert {passes[name] for name in passes if not name.startswith(("down_blocks.0", "up_blocks.3"))} == {6}
+    assert 0 < len(shallow_layers(unet, prepared.backbone.layers)) < 16
+    assert unet(torch.zeros(1, 4, 8, 10), 1, encoder_hidden_states=torch.zeros(1, 8, unet.config.cross_attention_dim))
+
+
+def test_deep_features_reused_from_an_equal_step_change_nothing(short: Prepared) -> None:
+    """The stubs put in exactly what the last whole pass had there: the same pass again gives the same noise."""
+    backbone = short.backbone
+    deep = DeepFeatures(backbone.unet)
+    latents, text = noisiest(short)[:2], backbone.encode_text(["a thing"]).expand(2, -1, -1)
+    with torch.inference_mode():
+        with patched(backbone.unet, {}, deep.keeping([4, 5], 1)):
+            whole = backbone.predict_noise(latents, 401, text)
+        with patched(backbone.unet, {}, None, deep.reusing([5, 4], 1)):
+            again = backbone.predict_noise(latents.flip(0), 401, text)
+    torch.testing.assert_close(again.flip(0), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_branch_that_comes_in_is_computed_whole(prepared: Prepared) -> None:
+    known = prepared
+    spec = edit_spec(feature_reuse=5, guidance_start=0.4, guidance_stop=0.8)
+    denoiser = Denoiser(
+        spec, range(known.frames), latents=known.latents, tokens=known.tokens, field=known.field,
+        timesteps=known.timesteps, backbone=known.backbone,
+    )  # fmt: skip
+    assert denoiser.whole == [True, False, True, False, False]
 
 
 # Keyframes beyond the limit

@@ -36,7 +36,7 @@ def call(backbone: StableDiffusion) -> Any:
 def test_processors_and_hooks_are_there_in_the_block_and_gone_after_it(backbone: StableDiffusion, call: Any) -> None:
     unet = backbone.unet
     processors, hooks, plain = dict(unet.attn_processors), hooks_of(unet), call()
-    extended = {name: ExtendedAttention(1, 16) for name in backbone.layers}
+    extended = {name: ExtendedAttention(1) for name in backbone.layers}
     with patched(unet, extended, {INJECTED_FEATURE: replacing}):
         inside = dict(unet.attn_processors)
         assert all(inside[f"{name}.processor"] is extended[name] for name in backbone.layers)
@@ -55,7 +55,7 @@ def test_an_error_in_the_middle_of_a_pass_leaves_the_model_as_it_was(backbone: S
     def failing(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         raise MemoryError("in the middle")
 
-    extended = {name: ExtendedAttention(1, 16) for name in backbone.layers}
+    extended = {name: ExtendedAttention(1) for name in backbone.layers}
     with pytest.raises(MemoryError), patched(unet, extended, {INJECTED_FEATURE: failing}):
         call()
     assert same_processors(processors, unet.attn_processors)
@@ -67,9 +67,9 @@ def test_a_name_that_is_not_there_leaves_the_model_as_it_was(backbone: StableDif
     unet = backbone.unet
     processors, hooks = dict(unet.attn_processors), hooks_of(unet)
     first = backbone.layers[0]
-    with pytest.raises(AttributeError), patched(unet, {first: ExtendedAttention(1, 16)}, {"no.such.module": replacing}):
+    with pytest.raises(AttributeError), patched(unet, {first: ExtendedAttention(1)}, {"no.such.module": replacing}):
         pass
-    with pytest.raises(AttributeError), patched(unet, {first: ExtendedAttention(1, 16), "no.such": None}):
+    with pytest.raises(AttributeError), patched(unet, {first: ExtendedAttention(1), "no.such": None}):
         pass
     assert same_processors(processors, unet.attn_processors)
     assert hooks_of(unet) == hooks
@@ -78,7 +78,7 @@ def test_a_name_that_is_not_there_leaves_the_model_as_it_was(backbone: StableDif
 def test_blocks_inside_one_another_are_undone_in_turn(backbone: StableDiffusion) -> None:
     unet, layer = backbone.unet, backbone.layers[3]
     original = unet.get_submodule(layer).processor
-    outer, inner = ExtendedAttention(1, 16), RecordTokens(original)
+    outer, inner = ExtendedAttention(1), RecordTokens(original)
     with patched(unet, {layer: outer}):
         with patched(unet, {layer: inner}):
             assert unet.get_submodule(layer).processor is inner

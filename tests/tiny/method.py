@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from stages import edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
 from stages.backbones.layout import ModelLayout, layout, read_configs
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion
-from store.schemas import Schema, Variable
+from store.schemas import Block, Schema, Variable
 
 from .memory import collect
 
@@ -143,6 +143,20 @@ def propagate(prepared: Prepared, spec: edit_keyframes.Spec, keyframe_edit: Held
             field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone,
         ),
     )  # fmt: skip
+
+
+def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec) -> tuple[Held, Held]:
+    """Both editing stages' artifacts, keyframes' and clip's, made together."""
+    own, blocks = propagate_tokens.Spec(), list[Block]()
+    edited = collect(
+        propagate_tokens.outputs(own, frames=frames_schema(prepared.rgb), layout=prepared.layout),
+        lambda part: propagate_tokens.run_whole(
+            own, part, edit=spec, latents=prepared.latents, tokens=prepared.tokens, field=prepared.field,
+            timesteps=prepared.timesteps, backbone=prepared.backbone, put_keyframes=blocks.append,
+        ),
+    )  # fmt: skip
+    keyframes = edit_keyframes.outputs(spec, field=prepared.schemas["field"], layout=prepared.layout)
+    return collect(keyframes, lambda part: iter(blocks)), edited
 
 
 def edit(prepared: Prepared, spec: edit_keyframes.Spec) -> Held:
