@@ -29,7 +29,8 @@ from flows.runtime import load_backbone
 from flows.suite import Clip, pocket_clips, read_suite
 from flows.tasks import Session
 from stages import edit_keyframes, propagate_tokens
-from stages.diffusion.attention import PropagatedAttention, normalized
+from stages.diffusion.attention import PropagatedAttention
+from stages.diffusion.matching import normalized
 from stages.editing.denoising import Denoiser, Stretch
 from stages.measures.correspondence import WITHIN, grid_of, positions, token_errors
 from stages.measures.optical_flow import choose

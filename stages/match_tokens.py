@@ -19,9 +19,9 @@ from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .backbones.layout import ModelLayout
 from .diffusion import keyframes as schedule
-from .diffusion.attention import nearest_tokens, normalized
 from .diffusion.blend import Blend
 from .diffusion.chunks import blocks_of, frames_per_chunk
+from .diffusion.matching import nearest_tokens, normalized
 
 VERSION = 1
 TIMESTEPS_PER_PART = 5
@@ -139,52 +139,69 @@ def run(
         yield Block("keyframes", (step, 0), keyframes[None])
         yield Block("neighbour", (step, 0, 0), schedule.neighbours(frames, keyframes)[None])
         yield Block("weights", (step, 0, 0), schedule.blend_weights(frames, keyframes, spec.blend)[None])
-        matchers = {name: Matcher(frames, [int(k) for k in keyframes], name in injected_layers) for name in layers}
+        matchers = {name: Matcher(frames, keyframes.tolist(), name in injected_layers) for name in layers}
         for block in blocks_of(frames):
             for name, values in tokens.read(step, block).items():
                 matchers[name].take(block, values)
-        for name, matcher in matchers.items():
-            index, similarity = matcher.result()
-            yield Block(f"index.{name}", (step, 0, 0, 0), index[None])
-            yield Block(f"similarity.{name}", (step, 0, 0, 0), similarity[None])
-            if matcher.keep_source:
-                yield Block(f"source.{name}", (step, 0, 0, 0), torch.stack(matcher.source)[None].cpu().numpy())
+                yield from matchers[name].finished(step, name)
 
 
 class Matcher:
-    """One layer at one step: takes the clip block by block, and matches a frame once its keyframes are known."""
+    """One layer at one step: takes the clip block by block, and matches a frame once its keyframes are known.
+
+    What is finished leaves in whole chunks of the artifact, so what is held does not grow with the clip.
+    """
 
     def __init__(self, frames: int, keyframes: list[int], keep_source: bool) -> None:
-        self.keyframes = set(keyframes)
-        self.keep_source = keep_source
-        self.source: list[Tensor] = []  # tokens of the keyframes seen so far, as they came
+        self.frames, self.keyframes, self.keep_source = frames, keyframes, keep_source
+        self.source: list[Tensor] = []  # tokens of keyframes that have not left yet, as they came
+        self.sources_left = 0
         self.held: Tensor | None = None  # unit tokens of the last keyframe seen (1, token, channel)
         self.waiting: list[tuple[range, Tensor]] = []  # frames since then, until the next keyframe comes
-        self.frames = frames
-        self.index: Tensor | None = None
+        self.index: dict[int, Tensor] = {}  # frame → (side, token), of those that have not left yet
+        self.similarity: dict[int, Tensor] = {}
+        self.left = 0  # frames that have
+        self.known = 0  # frames whose matches are final
 
     def take(self, block: range, values: Tensor) -> None:
         """Tokens (frame, token, channel) of the next frames in order."""
-        if self.index is None:
-            self.index = values.new_zeros((self.frames, 2, values.shape[1]), dtype=torch.int64)
-            self.similarity = values.new_ones((self.frames, 2, values.shape[1]), dtype=torch.float32)
+        for frame in block:
+            self.index[frame] = values.new_zeros((2, values.shape[1]), dtype=torch.int64)
+            self.similarity[frame] = values.new_ones((2, values.shape[1]), dtype=torch.float32)
         units = normalized(values)
         start = block.start
-        for keyframe in sorted(self.keyframes.intersection(block)):
+        for keyframe in (keyframe for keyframe in self.keyframes if keyframe in block):
             self._wait(range(start, keyframe), units[start - block.start : keyframe - block.start])
             self._meet(keyframe, units[keyframe - block.start][None])
             if self.keep_source:
-                self.source.append(values[keyframe - block.start])
+                self.source.append(values[keyframe - block.start].clone())
             start = keyframe + 1
         self._wait(range(start, block.stop), units[start - block.start :])
+        if block.stop == self.frames:  # frames after the last keyframe have that one only
+            for frames, _ in self.waiting:
+                self._copy(frames, from_side=0)
+            self.waiting.clear()
+            self.known = self.frames
 
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Index uint16, similarity float16 (frame, side, token); frames after the last keyframe have that one only."""
-        assert self.index is not None
-        for frames, _ in self.waiting:
-            self._copy(frames, from_side=0)
-        self.waiting.clear()
-        return self.index.cpu().numpy().astype(np.uint16), self.similarity.half().cpu().numpy()
+    def finished(self, step: int, layer: str) -> Blocks:
+        """Whole chunks: index uint16, similarity float16 (frame, side, token), source (keyframe, token, channel)."""
+        tokens = next(iter(self.index.values())).shape[1] if self.index else 0
+        chunk = frames_per_chunk(self.frames, 2 * tokens * 2)
+        while self.left < self.known and (self.left + chunk <= self.known or self.known == self.frames):
+            going = range(self.left, min(self.left + chunk, self.frames))
+            index, similarity = (torch.stack([held.pop(n) for n in going]) for held in (self.index, self.similarity))
+            yield Block(f"index.{layer}", (step, self.left, 0, 0), index[None].cpu().numpy().astype(np.uint16))
+            yield Block(f"similarity.{layer}", (step, self.left, 0, 0), similarity[None].half().cpu().numpy())
+            self.left = going.stop
+        while self.source:
+            drawn = len(self.keyframes)
+            going_sources = min(frames_per_chunk(drawn, self.source[0].numel() * 2), drawn - self.sources_left)
+            if len(self.source) < going_sources:
+                return
+            values = torch.stack(self.source[:going_sources])[None].cpu().numpy()
+            yield Block(f"source.{layer}", (step, self.sources_left, 0, 0), values)
+            self.sources_left += going_sources
+            del self.source[:going_sources]
 
     def _wait(self, frames: range, units: Tensor) -> None:
         if len(frames):
@@ -199,18 +216,17 @@ class Matcher:
             if first:
                 self._copy(frames, from_side=1)
         self.waiting.clear()
-        self.held = unit
-        assert self.index is not None
+        self.held = unit.clone()  # alone: a view would keep its whole block
         # A keyframe's tokens are their own nearest tokens (cosine 1): nothing to compute, and no tie to lose.
-        self.index[keyframe] = torch.arange(unit.shape[1], device=unit.device)
+        self.index[keyframe][:] = torch.arange(unit.shape[1], device=unit.device)
+        self.known = keyframe + 1
 
     def _match(self, frames: range, units: Tensor, keys: Tensor, side: int) -> None:
-        assert self.index is not None
         index, similarity = nearest_tokens(units, keys)
-        self.index[frames.start : frames.stop, side] = index
-        self.similarity[frames.start : frames.stop, side] = similarity
+        for row, frame in enumerate(frames):
+            self.index[frame][side], self.similarity[frame][side] = index[row], similarity[row]
 
     def _copy(self, frames: range, from_side: int) -> None:
-        assert self.index is not None
-        for values in (self.index, self.similarity):
-            values[frames.start : frames.stop, 1 - from_side] = values[frames.start : frames.stop, from_side]
+        for frame in frames:
+            for held in (self.index, self.similarity):
+                held[frame][1 - from_side] = held[frame][from_side]

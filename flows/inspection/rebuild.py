@@ -16,7 +16,7 @@ from PIL import Image
 
 from stages import invert_frames
 from stages.backbones.layout import Layer
-from stages.diffusion.attention import nearest_tokens, normalized
+from stages.diffusion.matching import nearest_tokens, normalized
 from stages.editing.swapping import swapped
 from stages.measures.correspondence import match_displacement
 from stages.measures.frames import psnr, unit, warped

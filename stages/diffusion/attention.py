@@ -13,29 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCORES_AT_ONCE = 1 << 24  # cosines held in memory at a time while matching: 64 MiB in float32
-
-
-def normalized(tokens: Tensor) -> Tensor:
-    """Unit tokens in float32: half-precision cosines would flip up to 1 % of the matches."""
-    return F.normalize(tokens.float(), dim=-1)
-
-
-def nearest_tokens(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """For each query token, the key token with the largest cosine: γ[p] = argmax_q cos(φ[p], φ'[q]).
-
-    queries   unit tokens (frame, token, channel) float32
-    keys      unit tokens (frame, token, channel), or (1, token, channel) for all frames
-    returns   index (frame, token) int64 and similarity (frame, token) float32; ties go to the lowest index
-    """
-    frames, tokens, _ = queries.shape
-    rows = max(1, SCORES_AT_ONCE // (frames * keys.shape[1]))
-    best = [(chunk @ keys.mT).max(dim=-1) for chunk in queries.split(rows, dim=1)]
-    similarity = torch.cat([chunk.values for chunk in best], dim=1)
-    index = torch.cat([chunk.indices for chunk in best], dim=1)
-    assert index.shape == (frames, tokens)
-    return index, similarity
-
 
 def keyframe_groups(keyframes: int, limit: int) -> tuple[list[int], list[list[int]]]:
     """Which keyframes attend to each other: anchors, and blocks that follow each other over the clip.

@@ -13,7 +13,8 @@ from torch import Tensor
 from store.schemas import Arrays
 
 from ..backbones import Backbone
-from ..diffusion.attention import ExtendedAttention, PropagatedAttention, gathered_rows, nearest_tokens, normalized
+from ..diffusion.attention import ExtendedAttention, PropagatedAttention, gathered_rows
+from ..diffusion.matching import nearest_tokens, normalized
 from ..diffusion.patching import patched
 
 ReadTokens = Callable[[int, range], Mapping[str, Tensor]]

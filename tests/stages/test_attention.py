@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.backbones.stable_diffusion import StableDiffusion
-from stages.diffusion import attention
 from stages.diffusion.attention import (
     ExtendedAttention,
     PropagatedAttention,
@@ -19,8 +18,6 @@ from stages.diffusion.attention import (
     extended_attention,
     gathered_rows,
     keyframe_groups,
-    nearest_tokens,
-    normalized,
 )
 from stages.diffusion.patching import patched
 
@@ -162,44 +159,6 @@ def test_keyframe_groups(keyframes: int, limit: int) -> None:
     if keyframes > limit >= 4:
         assert set.intersection(*map(set, attended)) == set(anchors), "all see them, so the look is shared end to end"
         assert min(anchors) < keyframes / 2 < max(anchors) + 1
-
-
-# Nearest tokens
-
-
-@given(
-    frames=st.integers(1, 4), queries=st.integers(1, 12), keys=st.integers(1, 12), shared=st.booleans(),
-    seed=st.integers(0, 999),
-)  # fmt: skip
-def test_nearest_tokens_are_the_brute_force_argmax(
-    frames: int, queries: int, keys: int, shared: bool, seed: int
-) -> None:
-    asked = random(frames, queries, 6, seed=seed)
-    offered = random(1 if shared else frames, keys, 6, seed=seed + 1000)
-    index, similarity = nearest_tokens(normalized(asked), normalized(offered))
-    assert index.shape == similarity.shape == (frames, queries)
-    for frame in range(frames):
-        for token in range(queries):
-            q, k = asked[frame, token].double(), offered[0 if shared else frame].double()
-            cosines = (k @ q) / (k.norm(dim=1) * q.norm())
-            assert int(index[frame, token]) == int(cosines.argmax())
-            assert float(similarity[frame, token]) == pytest.approx(float(cosines.max()), abs=1e-5)
-
-
-@pytest.mark.parametrize("at_once", [1, 7, 50, 1000])
-def test_matching_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    asked, offered = normalized(random(3, 20, 8)), normalized(random(1, 20, 8, seed=1))
-    whole = nearest_tokens(asked, offered)
-    monkeypatch.setattr(attention, "SCORES_AT_ONCE", at_once)
-    chunked = nearest_tokens(asked, offered)
-    assert torch.equal(whole[0], chunked[0])
-    torch.testing.assert_close(whole[1], chunked[1], rtol=0, atol=1e-6)
-
-
-def test_units_are_made_in_single_precision() -> None:
-    units = normalized((random(2, 5, 8) * 300).half())
-    assert units.dtype == torch.float32
-    torch.testing.assert_close(units.norm(dim=-1), torch.ones(2, 5), rtol=0, atol=1e-6)
 
 
 # Propagation

@@ -38,10 +38,12 @@ def matched(tokens: Given, spec: match_tokens.Spec) -> dict[str, np.ndarray[Any,
     blocks = match_tokens.run(
         spec, range(steps), tokens=tokens, frames=frames, steps=steps, layers=("layer",), injected_layers=("layer",)
     )
-    found: dict[str, list[np.ndarray[Any, Any]]] = {}
+    found: dict[str, list[list[np.ndarray[Any, Any]]]] = {}
     for block in blocks:
-        found.setdefault(block.variable, []).append(block.values)
-    return {name: np.concatenate(values) for name, values in found.items()}
+        of_step = found.setdefault(block.variable, [[] for _ in range(steps)])[block.start[0]]
+        assert block.values.ndim == 2 or sum(piece.shape[1] for piece in of_step) == block.start[1], "in order"
+        of_step.append(block.values)
+    return {name: np.concatenate([np.concatenate(each, 1) for each in values]) for name, values in found.items()}
 
 
 def brute_force(values: Tensor, keyframes: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor]:
@@ -100,6 +102,22 @@ def test_no_more_than_two_keyframe_intervals_are_held() -> None:
     for first in range(0, 200, 8):
         matcher.take(range(first, first + 8), torch.randn(8, 4, 3))
         assert sum(len(frames) for frames, _ in matcher.waiting) <= 16
+        for block in matcher.finished(0, "layer"):
+            assert block.values.shape[1] in (16, 8), "whole chunks, and what is left at the end"
+        assert len(matcher.index) <= 32
+    assert not matcher.index
+
+
+def test_source_tokens_leave_in_chunks_too() -> None:
+    matcher = match_tokens.Matcher(200, list(range(3, 200, 8)), keep_source=True)
+    left = []
+    for first in range(0, 200, 8):
+        matcher.take(range(first, first + 8), torch.full((8, 4, 3), float(first)))
+        left += [block for block in matcher.finished(0, "layer") if block.variable == "source.layer"]
+        assert len(matcher.source) <= 16
+    assert [block.start[1] for block in left] == [0, 16]
+    values = np.concatenate([block.values[0] for block in left])
+    assert values[:, 0, 0].tolist() == [8.0 * place for place in range(25)]
 
 
 def test_a_part_alone_gives_what_it_gives_in_the_whole(prepared: Prepared) -> None:
