@@ -88,7 +88,12 @@ def edit_options(
         str, typer.Option(help="How two keyframes are mixed: linear, sigmoid, nearest or previous.")
     ] = "linear",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    frames_per_pass: Annotated[int, typer.Option(help="Frames the model sees at once: memory, not results.")] = 16,
+    frames_per_pass: Annotated[
+        int | None, typer.Option(help="Frames the model sees at once, memory only; as many as fit without it.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of the model: float32, float16 or bfloat16; auto: float16 on a GPU only.")
+    ] = "auto",
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
     store: StoreOption = None,
 ) -> "Plan":
@@ -106,7 +111,10 @@ def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     asked = with_preset(given["preset"], {name: given[name] for name in given if name in EditConfig.model_fields})
     own = {"prompts": tuple(given["prompt"] or ()), "editor_settings": parse_settings(given["set_"] or [])}
     budget = parse_bytes(given["token_budget"])
-    runtime = make_runtime(device=given["device"], frames_per_pass=given["frames_per_pass"], token_budget=budget)
+    runtime = make_runtime(
+        device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],
+        token_budget=budget,
+    )  # fmt: skip
     return make_config(**asked, **own), runtime
 
 
@@ -215,7 +223,12 @@ def reproduce(
     video: Annotated[Path | None, typer.Option(help="Where the video is now.")] = None,
     model: Annotated[str | None, typer.Option(metavar="ID|DIR|FILE|pocket", help="Where the model is now.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    frames_per_pass: Annotated[int, typer.Option(help="Frames the model sees at once: memory, not results.")] = 16,
+    frames_per_pass: Annotated[
+        int | None, typer.Option(help="Frames the model sees at once, memory only; as many as fit without it.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of the model: float32, float16 or bfloat16; auto: float16 on a GPU only.")
+    ] = "auto",
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
     engine: EngineOption = "auto",
     store: StoreOption = None,
@@ -226,7 +239,9 @@ def reproduce(
     from flows.reproduce import output_again, plan_again, same_edit, verdict
     from flows.terminal import say
 
-    runtime = make_runtime(device=device, frames_per_pass=frames_per_pass, token_budget=parse_bytes(token_budget))
+    runtime = make_runtime(
+        device=device, frames_per_pass=frames_per_pass, precision=precision, token_budget=parse_bytes(token_budget)
+    )
     opened = open_store(store)
     plan, then = plan_again(sidecar, opened, runtime, video=video, model=model)
     result = _performed("run_edit", plan, output_again(sidecar, then, output, opened), engine)
@@ -431,6 +446,35 @@ def sheet(
         raise InputError(f"{len(videos)} videos but {len(labels)} labels; give --label once per video")
     video_sheet(videos, labels, columns, output)
     print(output)
+
+
+@command
+def bench(
+    sizes: Annotated[list[str] | None, typer.Argument(metavar="[pocket|mini|full]...", help="What to measure.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Where the figures go as well.")
+    ] = None,
+    scale: Annotated[bool, typer.Option("--scale", help="Also a long clip against a short one (pocket).")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also the ten costliest operators of every stage.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure this machine: the bare model, the method as published, and tf, on the same work."""
+    from benchmarks.bench import lines_of, run_bench
+    from flows.terminal import say
+    from store.layout import write_whole
+
+    chosen = sizes or ["pocket", "mini"]
+    result = run_bench(chosen, scale=scale, device=device, precision=precision, profile=profile, say=say)
+    if output:
+        write_whole(output, json.dumps(result, indent=1) + "\n")
+    if as_json:
+        print_json(result)
+    else:
+        print("\n".join(lines_of(result)))
 
 
 @command

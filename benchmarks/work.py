@@ -62,7 +62,7 @@ class Bench:
         began = time.perf_counter()
         options = with_preset(given.preset, {"model": size.model(folder), **size.options})
         config = make_config(video=size.clip(folder), prompts=PROMPTS, **options)
-        runtime = make_runtime(device=given.device, token_budget=size.token_budget)
+        runtime = make_runtime(device=given.device, precision=given.precision, token_budget=size.token_budget)
         self.plan = Plan(config, runtime, Store(folder / f"store-{size.name}-{size.frames}-{len(size.options)}"))
         self.backbone = load_backbone(self.plan)
         layout = self.plan.layout

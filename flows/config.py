@@ -79,8 +79,12 @@ class RuntimeConfig(Frozen):
     """Where it runs, how much at once, and what is kept."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", title="Device", description="auto: a GPU where there is one")
-    frames_per_pass: int = Field(
-        16, title="Frames per pass", description="memory only; no result depends on it", ge=1, le=1024
+    frames_per_pass: int | None = Field(
+        None, title="Frames per pass", description="memory only, no result depends on it; as many as fit without it",
+        ge=1, le=1024,
+    )  # fmt: skip
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", title="Precision", description="of the model; auto: float16 on a GPU, float32 on a CPU"
     )
     token_budget: int = Field(8 << 30, title="Token budget", description="bytes of tokens that may be kept", ge=0)
 

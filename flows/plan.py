@@ -203,7 +203,11 @@ class Plan:
     @property
     def provenance(self) -> dict[str, Any]:
         """What a record should say about how it was computed, beside versions."""
-        return {"device": self.device, "frames_per_pass": self.runtime.frames_per_pass, "model": self.model.name}
+        asked = self.runtime
+        return {
+            "device": self.device, "frames_per_pass": asked.frames_per_pass, "precision": asked.precision,
+            "model": self.model.name,
+        }  # fmt: skip
 
     def units(self, node: Node) -> int:
         """Units of work of a node, for progress: UNet passes of one frame and branch, or blocks."""

@@ -11,7 +11,8 @@ from .plan import Plan
 def load_backbone(plan: Plan) -> StableDiffusion:
     """Load the plan's model; InputError where it, or the device, cannot be had."""
     check_device(plan)
-    return load(plan.model.load_from, Runtime(device=plan.device, frames_per_pass=plan.runtime.frames_per_pass))
+    asked = plan.runtime
+    return load(plan.model.load_from, Runtime(plan.device, asked.frames_per_pass, asked.precision))
 
 
 def check_device(plan: Plan) -> None:

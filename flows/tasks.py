@@ -60,6 +60,9 @@ class Progress(Protocol):
     def end(self) -> None:
         """The stage is committed, or has failed."""
 
+    def note(self, sentence: str) -> None:
+        """Something that the user should hear while it goes on."""
+
 
 class Direct:
     """No engine: parts are done one after the other, here."""
@@ -84,6 +87,8 @@ class Quiet:
     def advance(self, units: int) -> None: ...
 
     def end(self) -> None: ...
+
+    def note(self, sentence: str) -> None: ...
 
 
 class Along:
@@ -149,6 +154,7 @@ class Session:
 
                 self._backbone = self._load() if self._load else load_backbone(self.plan)
                 self._backbone.on_pass = self.progress.advance
+                self._backbone.on_note = self.progress.note
         return self._backbone
 
     def find(self, node: Node) -> Artifact | None:

@@ -66,6 +66,10 @@ class Bars:
             self.bars.update(self.task, completed=self.bars.tasks[self.bars.task_ids.index(self.task)].total)
             self.task = None
 
+    def note(self, sentence: str) -> None:
+        """One line above the bars."""
+        self.bars.console.print(f"tf: {sentence}", highlight=False)
+
 
 def say(sentence: str) -> None:
     """One line to the user, on stderr."""

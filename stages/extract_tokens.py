@@ -86,12 +86,17 @@ class SourcePass:
         noisy = backbone.to_device(self.latents["latents"][step, frames.start : frames.stop])
         pieces: list[dict[str, Tensor]] = []
         features: list[Tensor] = []
-        for some in backbone.passes(len(frames)):
+
+        def do(some: slice) -> None:
             recorders = {name: RecordTokens(unet.get_submodule(name).processor) for name in backbone.layers}
-            hooks = {name: lambda module, inputs, output: features.append(output.half()) for name in self.hooked}
+            own: list[Tensor] = []
+            hooks = {name: lambda module, inputs, output: own.append(output.half()) for name in self.hooked}
             with patched(unet, recorders, hooks):
                 backbone.predict_noise(noisy[some], self.timesteps[step], self.text.expand(len(noisy[some]), -1, -1))
             pieces.append({name: recorder.taken().half() for name, recorder in recorders.items()})
+            features.extend(own)
+
+        backbone.each_pass(len(frames), do)
         if features:
             self.put_feature(Block("feature", (step, frames.start, 0, 0, 0), torch.cat(features)[None].cpu().numpy()))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in backbone.layers}

@@ -120,9 +120,12 @@ def inverted(
     """
     noisier = latents.clone()
     for _ in range(evaluations):
-        for some in backbone.passes(len(latents)):
+
+        def refine(some: slice) -> None:
             noise = backbone.predict_noise(noisier[some], timestep, text.expand(len(latents[some]), -1, -1))
             noisier[some] = backbone.levels.step(latents[some], noise, level, timestep)
+
+        backbone.each_pass(len(latents), refine)
     return noisier
 
 
@@ -130,9 +133,12 @@ def sampled(latents: Tensor, timesteps: tuple[int, ...], text: Tensor, backbone:
     """Latents (frame, c, h, w) at the noisiest of `timesteps` denoised to the end, under `text` alone, unguided."""
     now = latents.clone()
     for timestep, following in zip(timesteps, (*timesteps[1:], None), strict=True):
-        for some in backbone.passes(len(now)):
+
+        def denoise(some: slice, timestep: int = timestep, following: int | None = following) -> None:
             noise = backbone.predict_noise(now[some], timestep, text.expand(len(now[some]), -1, -1))
             now[some] = backbone.levels.step(now[some], noise, timestep, following)
+
+        backbone.each_pass(len(now), denoise)
     return now
 
 

@@ -52,7 +52,10 @@ def read_request(given: dict[str, Any], configs: Configs, changed: Sequence[str]
         raise InputError(f"{refused[0]} does not go with {named}, which has its own; name a video file instead")
     run = store.load_run(named) if RUN.fullmatch(named) else _run_with(store, named)
     budget = parse_bytes(given["token_budget"])
-    runtime = make_runtime(device=given["device"], frames_per_pass=given["frames_per_pass"], token_budget=budget)
+    runtime = make_runtime(
+        device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],
+        token_budget=budget,
+    )  # fmt: skip
     return Request(Plan(make_config(**run["config"]), runtime, store), edited=True)
 
 

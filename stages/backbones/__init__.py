@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,11 +19,11 @@ class Backbone(Protocol):
     injected_layers: list[str]
     levels: NoiseLevels
 
-    def passes(self, frames: int) -> Iterator[slice]:
-        """Consecutive slices that cover `frames` frames, none longer than fits at once."""
-
     def each_pass(self, frames: int, do: Callable[[slice], None]) -> None:
-        """Call `do` for consecutive slices that cover `frames` frames, none longer than fits at once."""
+        """Call `do` for consecutive slices that cover `frames` frames, none longer than fits at once.
+
+        A slice that did not fit is done again in shorter ones: `do` must not mind that.
+        """
 
     def to_device(self, values: np.ndarray[Any, Any]) -> Tensor:
         """A numpy array on the model's device, in its own dtype."""

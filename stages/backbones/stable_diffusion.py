@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from ..diffusion.ddim import NoiseLevels
 from .layout import noise_schedule
 
 SUPPORTED = ("StableDiffusionPipeline",)
+FRAMES_AT_ONCE = 16  # on a CPU: fewer are slower (4: a tenth), more are no faster
+FRAMES_AT_ONCE_ON_GPU = 64
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -31,11 +33,14 @@ class Runtime:
     """Where and how a model runs: never part of a key, never a reason for another picture."""
 
     device: str = "cpu"
-    frames_per_pass: int = 16
+    frames_per_pass: int | None = None  # none: 16 on a CPU, as many as fit on a GPU
+    precision: str = "auto"  # of the UNet and the text encoder: float32, float16 or bfloat16
 
     @property
     def dtype(self) -> torch.dtype:
-        """Half precision on a GPU, float32 on a CPU."""
+        """What was asked for; otherwise half precision on a GPU and float32 on a CPU."""
+        if self.precision != "auto":
+            return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.precision]
         return torch.float32 if self.device == "cpu" else torch.float16
 
 
@@ -46,6 +51,7 @@ class StableDiffusion:
     pipeline: Any
     runtime: Runtime = field(default_factory=Runtime)
     on_pass: Callable[[int], None] = lambda frames: None  # told how many frames each UNet pass had
+    on_note: Callable[[str], None] = lambda sentence: None  # told what a user should hear
 
     def __post_init__(self) -> None:
         self.unet: Any = self.pipeline.unet
@@ -54,16 +60,38 @@ class StableDiffusion:
         self.layers = self_attention_layers(names)
         self.injected_layers = injected_attention_layers(self.layers)
         self.levels = noise_levels(self.pipeline.scheduler.config)
-
-    def passes(self, frames: int) -> Iterator[slice]:
-        """Consecutive slices that cover `frames` frames, none longer than fits at once."""
-        length = self.runtime.frames_per_pass
-        return (slice(first, min(first + length, frames)) for first in range(0, frames, length))
+        self.at_once = self.runtime.frames_per_pass or FRAMES_AT_ONCE  # halved where memory does not hold so many
 
     def each_pass(self, frames: int, do: Callable[[slice], None]) -> None:
-        """Call `do` for consecutive slices that cover `frames` frames, none longer than fits at once."""
-        for some in self.passes(frames):
-            do(some)
+        """Call `do` for consecutive slices that cover `frames` frames, none longer than fits at once.
+
+        Where the GPU's memory does not hold a slice, it is done again in slices half as long, and so are all others
+        from then on.
+
+        raises   InputError where one frame does not fit
+        """
+        first = 0
+        while first < frames:
+            some = slice(first, min(first + self.at_once, frames))
+            try:
+                do(some)
+            except torch.OutOfMemoryError:
+                full = True  # memory is given back once this block, and with it the traceback, is left
+            else:
+                full, first = False, some.stop
+            if full:
+                self._halve(some.stop - some.start)
+
+    def _halve(self, tried: int) -> None:
+        if tried == 1:
+            raise InputError(
+                "the GPU's memory does not hold one frame of this size; choose a smaller --size or --device cpu, or "
+                "close what else uses the GPU"
+            )
+        self.at_once = tried // 2
+        if self.runtime.device != "cpu":
+            torch.cuda.empty_cache()
+        self.on_note(f"the GPU's memory does not hold {tried} frames per pass: going on with {self.at_once}")
 
     def to_device(self, values: np.ndarray[Any, Any]) -> Tensor:
         """A numpy array as a tensor on the model's device, in its own dtype."""
@@ -72,20 +100,26 @@ class StableDiffusion:
     def encode(self, rgb: np.ndarray[Any, Any]) -> Tensor:
         """rgb (frame, height, width, channel) uint8 → latents (frame, channel, height, width) float32, scaled."""
         latents = []
-        for some in self.passes(len(rgb)):
+
+        def do(some: slice) -> None:
             pixels = self.to_device(rgb[some]).permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1
             encoded = self.vae.encode(pixels)
             mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
             latents.append(mean.float() * self.vae.config.scaling_factor)
+
+        self.each_pass(len(rgb), do)
         return torch.cat(latents)
 
     def decode(self, latents: Tensor) -> np.ndarray[Any, Any]:
         """Latents (frame, channel, height, width), scaled → rgb (frame, height, width, channel) uint8."""
         rgb = []
-        for some in self.passes(len(latents)):
+
+        def do(some: slice) -> None:
             scaled = latents[some].to(self.runtime.device, self.vae.dtype) / self.vae.config.scaling_factor
             pixels = self.vae.decode(scaled).sample.float()
             rgb.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+
+        self.each_pass(len(latents), do)
         return torch.cat(rgb).numpy()
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
@@ -135,7 +169,11 @@ def load(model: str, runtime: Runtime) -> StableDiffusion:
     transformers_logging.disable_progress_bar()
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            model, dtype=runtime.dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+            model,
+            dtype={"vae": torch.float32, "default": runtime.dtype},
+            use_safetensors=True,
+            safety_checker=None,
+            requires_safety_checker=False,
         )
     except SafetensorError as error:
         raise InputError(f"a weight file of model {model} is damaged ({error}); download the model again") from None
@@ -147,7 +185,27 @@ def load(model: str, runtime: Runtime) -> StableDiffusion:
     pipeline.text_encoder.eval().requires_grad_(False).to(runtime.device)
     # SD 1.5's autoencoder overflows in float16 on bright frames; it is a small share of the time.
     pipeline.vae.eval().requires_grad_(False).to(runtime.device, torch.float32, memory_format=torch.channels_last)
+    if runtime.device != "cpu" and runtime.frames_per_pass is None:
+        runtime = replace(runtime, frames_per_pass=frames_that_fit(pipeline, torch.cuda.mem_get_info()[0]))
     return StableDiffusion(pipeline, runtime)
+
+
+def frames_that_fit(pipeline: Any, free_bytes: int) -> int:
+    """Frames per pass, guardedly: a power of two up to 64 whose activations take less than half of `free_bytes`.
+
+    Counted for frames of the size that the model was trained on: in the UNet, 64 tensors of the finest level in two
+    branches and two bytes; in the autoencoder, 4 of the picture's size at its decoder's last but one width, in four.
+    A guess that is too high is halved when memory runs out.
+    """
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    side = int(unet.sample_size or 64)
+    widths: Any = getattr(vae, "block_out_channels", None) or getattr(vae, "decoder_block_out_channels", (64, 64))
+    picture = (side * 2 ** (len(widths) - 1)) ** 2
+    needed = max(
+        64 * 2 * 2 * side * side * unet.block_out_channels[0], 4 * 4 * picture * widths[min(1, len(widths) - 1)]
+    )
+    fitting = max(1, min(FRAMES_AT_ONCE_ON_GPU, free_bytes // 2 // needed))
+    return int(1 << (fitting.bit_length() - 1))
 
 
 def unpack_single_file(file: Path, folder: Path) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from store.errors import InputError
 from store.schemas import Array, Arrays, Block, Frozen
 
 from .. import editors
@@ -209,7 +210,13 @@ class Denoiser:
         }
         for name, source in read.source.items():
             processors[name].source = self._on_device(source).to(dtype)
-        return self._predict(step, keyframes, latents, processors, read.keyframe_feature), processors
+        try:
+            return self._predict(step, keyframes, latents, processors, read.keyframe_feature), processors
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"the GPU's memory does not hold {len(keyframes)} keyframes that are edited jointly; choose fewer with "
+                "--attended-keyframes, a longer --keyframe-interval or a smaller --size"
+            ) from None
 
     def propagated(self, stretch: Stretch, latents: Tensor, base_tokens: BaseTokens, read: SourceRead) -> Tensor:
         """Noise (frame, c, h, w) of the stretch's frames, which follow keyframes: no self-attention is executed.

@@ -41,12 +41,18 @@ def swapped(
         noise, base_tokens = _plain(given, timestep, text, backbone)
         given = backbone.levels.step(given, noise, timestep, following)
         keys = {name: normalized(tokens) for name, tokens in read(step, range(donor, donor + 1)).items()}
-        for some in backbone.passes(len(frames)):
+
+        def do(
+            some: slice, step: int = step, timestep: int = timestep, following: int | None = following,
+            base_tokens: Mapping[str, Tensor] = base_tokens, keys: Mapping[str, Tensor] = keys,
+        ) -> None:  # fmt: skip
             tokens = read(step, frames[some])
             processors = {name: _gathering(base_tokens[name], tokens[name], keys[name]) for name in backbone.layers}
             with patched(backbone.unet, processors):
                 noise = backbone.predict_noise(now[some], timestep, text.expand(len(now[some]), -1, -1))
             now[some] = backbone.levels.step(now[some], noise, timestep, following)
+
+        backbone.each_pass(len(frames), do)
     return now
 
 

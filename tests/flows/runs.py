@@ -52,7 +52,7 @@ def small_clip(path: Path, frames: int = 7, **options: Any) -> Path:
 
 def make_plan(video: Path, model: Path, store: Path | Store, **changed: Any) -> Plan:
     """The plan of a small edit."""
-    runtime = {n: changed.pop(n) for n in ("device", "frames_per_pass", "token_budget") if n in changed}
+    runtime = {n: changed.pop(n) for n in ("device", "frames_per_pass", "token_budget", "precision") if n in changed}
     config = make_config(video=video, model=str(model), **(SMALL | changed))
     return Plan(config, make_runtime(**runtime), store if isinstance(store, Store) else Store(store))
 

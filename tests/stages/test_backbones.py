@@ -12,8 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from stages import invert_frames
 from stages.backbones.layout import geometry, layout, noise_schedule, read_configs
-from stages.backbones.stable_diffusion import Runtime, StableDiffusion, check_folder, identity_files, load
+from stages.backbones.stable_diffusion import (
+    Runtime,
+    StableDiffusion,
+    check_folder,
+    frames_that_fit,
+    identity_files,
+    load,
+)
 from stages.diffusion.attention import INJECTED_FEATURE
 from stages.diffusion.checks import NonFiniteLatents, finite
 from store.errors import InputError
@@ -79,10 +87,56 @@ class TestContract:
         assert model.cut_from("") == ""
 
     def test_passes_cover_all_frames_once(self, model: StableDiffusion) -> None:
-        covered = [frame for some in model.passes(7) for frame in range(*some.indices(7))]
-        assert covered == list(range(7))
-        assert [some.stop - some.start for some in model.passes(7)] == [2, 2, 2, 1]
-        assert list(model.passes(0)) == []
+        slices: list[slice] = []
+        model.each_pass(7, slices.append)
+        assert slices == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 7)]
+        slices.clear()
+        model.each_pass(0, slices.append)
+        assert slices == []
+
+    def test_passes_that_do_not_fit_are_halved_and_said(self, model: StableDiffusion) -> None:
+        done: list[int] = []
+        said: list[str] = []
+        small = StableDiffusion(model.pipeline, Runtime(frames_per_pass=16), on_note=said.append)
+
+        def do(some: slice) -> None:
+            if some.stop - some.start > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            done.extend(range(some.start, some.stop))
+
+        small.each_pass(23, do)
+        assert done == list(range(23)), "each frame once, in order"
+        assert [sentence.rsplit(" ", 1)[-1] for sentence in said] == ["8", "4"]
+        small.each_pass(9, do)
+        assert len(said) == 2, "shorter from then on"
+
+    def test_one_frame_that_does_not_fit_is_the_end(self, model: StableDiffusion) -> None:
+        def never(some: slice) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        small = StableDiffusion(model.pipeline, Runtime(frames_per_pass=4))
+        with pytest.raises(InputError, match="does not hold one frame of this size; choose a smaller --size"):
+            small.each_pass(3, never)
+
+    @torch.inference_mode()
+    def test_running_out_of_memory_changes_no_result(
+        self, model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        predict, latents, text = StableDiffusion.predict_noise, torch.randn(5, 4, 8, 10), model.encode_text([""])
+
+        def inverted(frames_per_pass: int) -> torch.Tensor:
+            own = StableDiffusion(model.pipeline, Runtime(frames_per_pass=frames_per_pass))
+            return invert_frames.inverted(latents, None, 401, 2, text, own)
+
+        expected = inverted(1)
+
+        def small(backbone: StableDiffusion, batch: torch.Tensor, timestep: int, words: torch.Tensor) -> torch.Tensor:
+            if len(batch) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return predict(backbone, batch, timestep, words)
+
+        monkeypatch.setattr(StableDiffusion, "predict_noise", small)
+        assert torch.equal(inverted(8), expected)
 
     @torch.inference_mode()
     def test_the_prediction_is_the_unets(self, model: StableDiffusion) -> None:
@@ -294,3 +348,21 @@ def test_nan_weights_stop_the_edit(broken: StableDiffusion, prepared: Prepared) 
     rest = min(set(range(prepared.frames)) - set(support))
     with pytest.raises(NonFiniteLatents, match=f"propagate_tokens: .* timestep {first}, frame {rest};"):
         propagate(bad, spec, keyframe_edit)
+
+
+@torch.inference_mode()
+def test_bfloat16_is_close_and_leaves_the_autoencoder_alone(tiny_folder: Path) -> None:
+    exact, half = load(str(tiny_folder), Runtime()), load(str(tiny_folder), Runtime(precision="bfloat16"))
+    assert half.unet.dtype == torch.bfloat16
+    for mine, theirs in zip(half.vae.parameters(), exact.vae.parameters(), strict=True):
+        assert torch.equal(mine, theirs), "not even rounded"
+    latents = torch.randn(2, 4, 8, 10, generator=torch.Generator().manual_seed(0))
+    noise = [m.predict_noise(latents, 401, m.encode_text(["", "a thing"])) for m in (exact, half)]
+    assert 0 < float((noise[1] - noise[0]).norm() / noise[0].norm()) < 0.05
+
+
+def test_as_many_frames_as_fit_are_a_power_of_two(tiny_folder: Path) -> None:
+    pipeline = load(str(tiny_folder), Runtime()).pipeline
+    fitting = [frames_that_fit(pipeline, 1 << bits) for bits in range(10, 40)]
+    assert fitting[0] == 1 and fitting[-1] == 64 and fitting == sorted(fitting)
+    assert all(frames & (frames - 1) == 0 for frames in fitting)
