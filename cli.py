@@ -57,11 +57,14 @@ def edit_options(
     preset: Annotated[
         str, typer.Option(metavar="NAME", help="fast, balanced or best: options that were not given take its values.")
     ] = "balanced",
-    steps: Annotated[int, typer.Option(help="Denoising steps of the edit.")] = 50,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps of the edit; 50 without it.")] = None,
     inversion_steps: Annotated[int | None, typer.Option(help="Inversion steps; as many as --steps without it.")] = None,
     inversion_evaluations: Annotated[
         int, typer.Option(help="Of the model per inversion step; 1 is plain DDIM, each further one refines the step.")
     ] = 2,
+    solver: Annotated[
+        str | None, typer.Option(metavar="NAME", help="ddim, or dpmpp_2m: of second order, for fewer steps.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the keyframe schedule and of an editor's noise.")] = 0,
     editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp or sdedit.")] = "pnp",
     set_: Annotated[
@@ -272,7 +275,7 @@ def report(
 @command
 def plan_(plan: "Plan", as_json: JsonOption = False) -> None:
     """Say what a run would compute, reuse and write, and why."""
-    from flows.run import explain_plan
+    from flows.explain import explain_plan
     from flows.terminal import plan_table, say, stdout
 
     rows = explain_plan(plan)

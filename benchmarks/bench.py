@@ -71,6 +71,8 @@ class Bench:
         result = {"size": described(self.size), "work": work, "ratios": ratios(seconds)}
         if self.size.name == "pocket":
             result["commands"] = self.commands()
+        if self.size.needs_gpu:
+            result["field"] = self.piece("field")
         return result
 
     def scaled(self) -> Result:
@@ -199,7 +201,8 @@ def lines_of(result: Result) -> list[str]:
                 _row(f"  {stage}", own) for stage, own in taken.get("stages", {}).items() if "wall_seconds" in own
             ]
         lines += [f"{ratio:34}{value:>9.2f}" for ratio, value in size["ratios"].items()]
-        lines += [f"{what:34}{value:>9.2f}" for what, value in size.get("commands", {}).items()]
+        for part in ("commands", "field"):
+            lines += [f"{what:34}{value:>9.2f}" for what, value in size.get(part, {}).items()]
     if "scale" in result:
         scale = result["scale"]
         lines += ["", f"{scale['frames'][1]} frames against {scale['frames'][0]}, {scale['steps']} steps"]

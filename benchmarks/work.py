@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import baseline, floor
+from benchmarks.field_rate import field_rate
 from benchmarks.sizes import PROMPTS, SIZES, Size, scaled
 from flows.config import make_config, make_runtime
 from flows.edit import edit_one
@@ -167,6 +168,7 @@ WORK: dict[str, Callable[[Bench], Measured]] = {
     "prepare": our_prepare,
     "first-edit": our_first_edit,
     "second-edit": our_edit,
+    "field": lambda bench: dict(field_rate(bench.backbone.runtime.device)),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from stages.diffusion.blend import Blend
+from stages.diffusion.choices import Blend, Solver
 from store.errors import InputError
 from store.schemas import Frozen
 
@@ -43,6 +43,9 @@ class EditConfig(Frozen):
         2, title="Inversion evaluations", description="of the model per inversion step; beyond 1 each refines it", ge=1,
         le=10,
     )  # fmt: skip
+    solver: Solver = Field(
+        "ddim", title="Solver", description="ddim, or dpmpp_2m of second order, for fewer steps; of inversion and edit"
+    )
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)
     editor: str = Field("pnp", title="Editor", description="the editing base")
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings", description="its own settings by name")

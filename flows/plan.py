@@ -84,6 +84,7 @@ class Plan:
                 num_steps=config.steps,
                 num_inversion_steps=config.inversion_steps or config.steps,
                 evaluations=config.inversion_evaluations,
+                solver=config.solver,
             ),
             {"frames": self.decode.key.hex, "model": self.model.key},
         )
@@ -271,6 +272,7 @@ class Plan:
                 guidance_start=config.guidance_start,
                 guidance_stop=config.guidance_stop,
                 feature_reuse=config.feature_reuse,
+                solver=config.solver,
                 editor=editor,
                 attended_keyframes=config.attended_keyframes,
             ),

@@ -95,29 +95,6 @@ def run_preview(plan: Plan, output: Path | None, engine: Wanted = "auto", progre
     return _result(session, outputs, [], began, "preview", new_files=False)
 
 
-def explain_plan(plan: Plan) -> list[dict[str, Any]]:
-    """Per artifact: found or not, bytes it would write before compression, and why it is not there.
-
-    What is not there and not needed either says so, and writes nothing.
-    """
-    rows = []
-    to_compute = {node.key.hex for node in plan.to_compute()}
-    for node in plan.nodes:
-        why = plan.store.explain(node.key, plan.keys)
-        needed = node.key.hex in to_compute
-        rows.append(
-            {
-                "stage": node.stage,
-                "key": node.key.hex,
-                "hit": why is None,
-                "compute": needed,
-                "bytes": plan.needed_bytes(node) if needed else 0,
-                "why": None if why is None else str(why) if needed else f"{why}; not needed for this run",
-            }
-        )
-    return rows
-
-
 def _exported(plan: Plan, edit: Artifact, frames: Artifact, file: Path) -> Written:
     """The clip written to `file`, unless these very bytes are already there."""
     what = f"export {VERSION} {edit.digest} {frames.digest} {plan.video_key} {file.absolute()}"

@@ -6,7 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,9 +15,10 @@ from rich.table import Table
 from store.layout import human_bytes
 from store.records import Record
 
-from .doctor import Finding
-from .plan import Node, Plan
-from .tasks import Use
+if TYPE_CHECKING:
+    from .doctor import Finding
+    from .plan import Node, Plan
+    from .tasks import Use
 
 PIPE_COLUMNS = 200  # where nobody's window limits a table
 

@@ -19,6 +19,8 @@ from .backbones import Backbone
 from .backbones.layout import ModelLayout
 from .diffusion import ddim
 from .diffusion.checks import finite
+from .diffusion.choices import Solver
+from .diffusion.solvers import Inverting, Sampling
 from .measures.frames import psnr
 
 VERSION = 2
@@ -30,12 +32,14 @@ class Spec(Frozen):
     """Source prompt (may be empty), edit steps (which timesteps are kept) and inversion steps (which are visited).
 
     evaluations   of the model per step: the first is plain DDIM's, each further one refines it as a fixed point
+    solver        ddim, or one of second order, see `diffusion.solvers`
     """
 
     prompt: str = ""
     num_steps: int = Field(50, ge=1, le=1000)
     num_inversion_steps: int = Field(50, ge=1, le=1000)
     evaluations: int = Field(1, ge=1, le=10)
+    solver: Solver = "ddim"
 
 
 def checked_frames(frames: int) -> tuple[int, ...]:
@@ -99,51 +103,59 @@ def run(spec: Spec, part: range, *, frames: Arrays, timesteps: tuple[int, ...], 
     yield Block("clean_latents", (part.start, 0, 0, 0), latents.half().cpu().numpy())
     text = backbone.encode_text([spec.prompt])
     level: int | None = None
+    inverting = Inverting(backbone.levels, spec.solver)
     for timestep in ddim.inversion_timesteps(timesteps, spec.num_inversion_steps):
-        latents = inverted(latents, level, timestep, spec.evaluations, text, backbone)
+        latents = inverted(latents, level, timestep, spec.evaluations, text, backbone, inverting)
         finite(latents, "invert_frames", timestep, part)
         if timestep in timesteps:
             start = (timesteps.index(timestep), part.start, 0, 0, 0)
             yield Block("latents", start, latents[None].half().cpu().numpy())
         level = timestep
-    yield from _checked(part, frames, clean, latents.half().float(), timesteps, text, backbone)
+    yield from _checked(spec, part, frames, clean, latents.half().float(), timesteps, text, backbone)
 
 
 def inverted(
-    latents: Tensor, level: int | None, timestep: int, evaluations: int, text: Tensor, backbone: Backbone
-) -> Tensor:
+    latents: Tensor, level: int | None, timestep: int, evaluations: int, text: Tensor, backbone: Backbone,
+    inverting: Inverting | None = None,
+) -> Tensor:  # fmt: skip
     """Latents (frame, c, h, w) taken from the noise of `level` to that of `timestep`, one step.
 
     Sampling's step back is predicted at the noisier end, which is not known yet. Plain DDIM puts the latents in hand in
     its place, with the timestep that is being stepped to (as diffusers' inverse scheduler does); each further
     evaluation puts in what the last one arrived at.
     """
-    noisier = latents.clone()
+    inverting = inverting or Inverting(backbone.levels, "ddim")
+    noisier = latents
     for _ in range(evaluations):
-
-        def refine(some: slice) -> None:
-            noise = backbone.predict_noise(noisier[some], timestep, text.expand(len(latents[some]), -1, -1))
-            noisier[some] = backbone.levels.step(latents[some], noise, level, timestep)
-
-        backbone.each_pass(len(latents), refine)
+        noise = predicted(noisier, timestep, text, backbone)
+        noisier = inverting.step(latents, noisier, noise, level, timestep)
+    inverting.arrived()
     return noisier
 
 
-def sampled(latents: Tensor, timesteps: tuple[int, ...], text: Tensor, backbone: Backbone) -> Tensor:
+def sampled(
+    latents: Tensor, timesteps: tuple[int, ...], text: Tensor, backbone: Backbone, solver: Solver = "ddim"
+) -> Tensor:
     """Latents (frame, c, h, w) at the noisiest of `timesteps` denoised to the end, under `text` alone, unguided."""
-    now = latents.clone()
+    sampling = Sampling(backbone.levels, solver)
     for timestep, following in zip(timesteps, (*timesteps[1:], None), strict=True):
+        latents = sampling.step(latents, predicted(latents, timestep, text, backbone), timestep, following)
+    return latents
 
-        def denoise(some: slice, timestep: int = timestep, following: int | None = following) -> None:
-            noise = backbone.predict_noise(now[some], timestep, text.expand(len(now[some]), -1, -1))
-            now[some] = backbone.levels.step(now[some], noise, timestep, following)
 
-        backbone.each_pass(len(now), denoise)
-    return now
+def predicted(latents: Tensor, timestep: int, text: Tensor, backbone: Backbone) -> Tensor:
+    """Noise (frame, c, h, w) that the model sees in every frame on its own."""
+    noise = torch.empty_like(latents)
+
+    def do(some: slice) -> None:
+        noise[some] = backbone.predict_noise(latents[some], timestep, text.expand(len(latents[some]), -1, -1))
+
+    backbone.each_pass(len(latents), do)
+    return noise
 
 
 def _checked(
-    part: range, frames: Arrays, clean: Tensor, noisiest: Tensor, timesteps: tuple[int, ...], text: Tensor,
+    spec: Spec, part: range, frames: Arrays, clean: Tensor, noisiest: Tensor, timesteps: tuple[int, ...], text: Tensor,
     backbone: Backbone,
 ) -> Blocks:  # fmt: skip
     """PSNR of the part's checked frames after the whole way there and back."""
@@ -151,7 +163,7 @@ def _checked(
     chosen = [frame - part.start for frame in checked if frame in part]
     if not chosen:
         return
-    back = backbone.decode(sampled(noisiest[chosen], timesteps, text, backbone))
+    back = backbone.decode(sampled(noisiest[chosen], timesteps, text, backbone, spec.solver))
     source = np.stack([frames["rgb"][part.start + place] for place in chosen])
     start = (checked.index(part.start + chosen[0]),)
     yield Block("inversion_psnr", start, psnr(back, backbone.decode(clean[chosen])).numpy())

@@ -19,7 +19,7 @@ from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .backbones.layout import ModelLayout
 from .diffusion import keyframes as schedule
-from .diffusion.blend import Blend
+from .diffusion.choices import Blend
 from .diffusion.chunks import blocks_of, frames_per_chunk
 from .diffusion.matching import nearest_tokens, normalized
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
+from pydantic_core import from_json
 
 from store import hashing
 from store.artifact import Artifact
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from store.draft import Draft
 
 log = logging.getLogger(__name__)
+
+RECORDS_COMPARED = 200  # of a stage, when a miss is explained
 
 
 class Store:
@@ -284,9 +287,21 @@ class Store:
         return len(list(parts.glob("[0-9]*.json")))
 
     def _nearest(self, key: ArtifactKey) -> Record | None:
-        """The record of the same stage with the fewest differences, the newest of equals."""
-        ranked = [(-len(_unlike(record.recipe, key)), record.created, record.hex) for record in self.records(key.stage)]
-        return self._record(max(ranked)[2]) if ranked else None
+        """The record of the same stage with the fewest differences, the newest of equals.
+
+        Looked for among the newest; and of those only the recipes are read, since lists of files are long.
+        """
+        paths = sorted(self.layout.records(key.stage).glob("[0-9a-f]*.json"), key=_changed, reverse=True)
+        ranked = []
+        for path in paths[:RECORDS_COMPARED]:
+            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged record is near to nothing
+                written = from_json(path.read_bytes())
+                recipe = ArtifactKey.model_validate(written["recipe"])
+                ranked.append((-len(_unlike(recipe, key)), str(written["created"]), recipe.hex))
+        for _, _, digits in sorted(ranked, reverse=True):
+            with suppress(StoreError):
+                return self._record(digits)
+        return None
 
     def _differences(self, old: ArtifactKey, new: ArtifactKey, upstream: Mapping[str, ArtifactKey]) -> tuple[str, ...]:
         """What makes `new` another key than `old`, inputs followed to their own differences."""
@@ -316,6 +331,14 @@ class Store:
         except StoreError:
             return None
         return record.recipe if record else None
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written; 0 where it is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _unlike(old: ArtifactKey, new: ArtifactKey) -> list[tuple[str, Any, Any]]:

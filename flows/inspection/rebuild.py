@@ -42,7 +42,9 @@ def reconstructed(source: Source) -> Rgb:
     noisiest = backbone.to_device(source.latents["latents"][0]).float()
     with source.working("plain reconstruction", source.count * len(plan.timesteps)), torch.inference_mode():
         text = backbone.encode_text([plan.invert.spec.prompt])
-        return np.asarray(backbone.decode(invert_frames.sampled(noisiest, plan.timesteps, text, backbone)))
+        return np.asarray(
+            backbone.decode(invert_frames.sampled(noisiest, plan.timesteps, text, backbone, plan.config.solver))
+        )
 
 
 def swapped_from(source: Source, donor: int) -> Rgb:
@@ -53,7 +55,7 @@ def swapped_from(source: Source, donor: int) -> Rgb:
     with source.working(f"tokens of frame {donor} swapped in", passes):
         clean = swapped(
             donor, range(source.count), latents=latents, read=read, prompt=plan.invert.spec.prompt,
-            timesteps=plan.timesteps, backbone=backbone,
+            timesteps=plan.timesteps, backbone=backbone, solver=plan.config.solver,
         )  # fmt: skip
         return np.asarray(backbone.decode(clean))
 

@@ -94,8 +94,11 @@ class StableDiffusion:
         self.on_note(f"the GPU's memory does not hold {tried} frames per pass: going on with {self.at_once}")
 
     def to_device(self, values: np.ndarray[Any, Any]) -> Tensor:
-        """A numpy array as a tensor on the model's device, in its own dtype."""
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.runtime.device)
+        """A numpy array as a tensor on the model's device, in its own dtype; to a GPU without waiting for the copy."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if self.runtime.device == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.runtime.device, non_blocking=True)
 
     def encode(self, rgb: np.ndarray[Any, Any]) -> Tensor:
         """rgb (frame, height, width, channel) uint8 → latents (frame, channel, height, width) float32, scaled."""

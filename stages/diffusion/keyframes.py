@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .blend import Blend
+from .choices import Blend
 
 
 def intervals(frames: int, interval: int) -> list[range]:

@@ -31,9 +31,11 @@ from ..diffusion.attention import (
     keyframe_groups,
 )
 from ..diffusion.checks import finite
+from ..diffusion.choices import Solver
 from ..diffusion.chunks import rows
 from ..diffusion.ddim import guided
 from ..diffusion.patching import Hook, patched
+from ..diffusion.solvers import Sampling
 from .deep_features import DeepFeatures, shallow_layers
 from .reading import read_ahead
 
@@ -59,6 +61,7 @@ class EditSpec(Frozen):
     feature_reuse: int = Field(1, ge=1, le=10)
     editor: editors.EditorChoice
     attended_keyframes: int = Field(16, ge=1, le=4096)  # beyond so many, see `keyframe_groups`
+    solver: Solver = "ddim"
 
     @model_validator(mode="after")
     def _in_order(self) -> EditSpec:
@@ -151,6 +154,7 @@ class Denoiser:
         support = {int(frame): row for row, frame in enumerate(self.field["support"][:])}
         for step in range(self.steps.start):
             yield step, now
+        sampling = Sampling(self.backbone.levels, self.spec.solver)
         for step in self.steps:
             yield step, now
             drawn = [int(frame) for frame in self.keyframes[step]]
@@ -160,7 +164,7 @@ class Denoiser:
                 known = self.backbone.to_device(keyframe_latents[step][[support[frame] for frame in drawn]])
             noise = self.noise(step, now, known)
             following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
-            now = self.backbone.levels.step(now, noise, self.timesteps[step], following)
+            now = sampling.step(now, noise, self.timesteps[step], following)
             finite(now, stage, self.timesteps[step], self.frames)
         yield len(self.timesteps), now
 

@@ -14,8 +14,10 @@ from store.schemas import Arrays
 
 from ..backbones import Backbone
 from ..diffusion.attention import ExtendedAttention, PropagatedAttention, gathered_rows
+from ..diffusion.choices import Solver
 from ..diffusion.matching import nearest_tokens, normalized
 from ..diffusion.patching import patched
+from ..diffusion.solvers import Sampling
 
 ReadTokens = Callable[[int, range], Mapping[str, Tensor]]
 """(step, frames) → layer → source tokens (frame, token, channel): an artifact's, or a source pass run when asked."""
@@ -24,7 +26,7 @@ ReadTokens = Callable[[int, range], Mapping[str, Tensor]]
 @torch.inference_mode()
 def swapped(
     donor: int, frames: range, *, latents: Arrays, read: ReadTokens, prompt: str, timesteps: tuple[int, ...],
-    backbone: Backbone,
+    backbone: Backbone, solver: Solver = "ddim",
 ) -> Tensor:  # fmt: skip
     """Latents (frame, c, h, w) float32 of `frames` sampled, unguided, on the tokens of frame `donor` alone.
 
@@ -37,22 +39,25 @@ def swapped(
     text = backbone.encode_text([prompt])
     noisiest = backbone.to_device(latents["latents"][0]).float()
     given, now = noisiest[donor : donor + 1], noisiest[frames.start : frames.stop].clone()
+    donating, following_it = Sampling(backbone.levels, solver), Sampling(backbone.levels, solver)
     for timestep, following, step in zip(timesteps, (*timesteps[1:], None), range(len(timesteps)), strict=True):
         noise, base_tokens = _plain(given, timestep, text, backbone)
-        given = backbone.levels.step(given, noise, timestep, following)
+        given = donating.step(given, noise, timestep, following)
         keys = {name: normalized(tokens) for name, tokens in read(step, range(donor, donor + 1)).items()}
 
+        noise = torch.empty_like(now)
+
         def do(
-            some: slice, step: int = step, timestep: int = timestep, following: int | None = following,
+            some: slice, step: int = step, timestep: int = timestep, noise: Tensor = noise, now: Tensor = now,
             base_tokens: Mapping[str, Tensor] = base_tokens, keys: Mapping[str, Tensor] = keys,
         ) -> None:  # fmt: skip
             tokens = read(step, frames[some])
             processors = {name: _gathering(base_tokens[name], tokens[name], keys[name]) for name in backbone.layers}
             with patched(backbone.unet, processors):
-                noise = backbone.predict_noise(now[some], timestep, text.expand(len(now[some]), -1, -1))
-            now[some] = backbone.levels.step(now[some], noise, timestep, following)
+                noise[some] = backbone.predict_noise(now[some], timestep, text.expand(len(now[some]), -1, -1))
 
         backbone.each_pass(len(frames), do)
+        now = following_it.step(now, noise, timestep, following)
     return now
 
 

@@ -12,10 +12,11 @@ from typing import Any, get_args
 import pytest
 
 from flows.config import EditConfig, RuntimeConfig, make_runtime
+from flows.explain import explain_plan
 from flows.plan import Plan
-from flows.run import explain_plan, run_edit, run_preview
+from flows.run import run_edit, run_preview
 from stages import editors
-from stages.diffusion.blend import Blend
+from stages.diffusion.choices import Blend
 from store.keys import ArtifactKey
 from store.store import Store
 from tests.flows.runs import ALL, EDIT, PREPARE, Executed, computed, digests, edit, make_plan, small_clip
@@ -277,7 +278,7 @@ CHANGES: dict[str, Any] = {
     "inversion_steps": 5, "inversion_evaluations": 3, "seed": 5, "editor": "sdedit",
     "editor_settings": {"attention": 0.1}, "guidance_scale": 2.0, "negative_prompt": "no", "keyframe_interval": 5,
     "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
-    "feature_reuse": 2,
+    "feature_reuse": 2, "solver": "dpmpp_2m",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.diffusion.blend import Blend
+from stages.diffusion.choices import Blend
 from stages.diffusion.keyframes import allowed_places, blend_weights, drawn_keyframes, intervals, neighbours, support
 
 FRAMES, INTERVALS, OFFSETS, SEEDS = st.integers(1, 80), st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**40)
