@@ -71,7 +71,7 @@ def run(
     """
     support = [int(frame) for frame in keyframe_edit["frame"][:]]
     clip = range(latents["latents"].shape[1])
-    # Deep features are kept per frame from step to step: then no frame may be left out.
+    # What is reused is kept per frame from step to step: then no frame may be left out.
     frames = [frame for frame in clip if edit.feature_reuse > 1 or frame not in set(support)]
     clean = torch.from_numpy(keyframe_edit["clean_latents"][:])
     if frames and len(support) < len(clip):

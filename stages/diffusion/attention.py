@@ -147,9 +147,10 @@ class ExtendedAttention:
         return self.base_tokens.flatten(0, 1)
 
     def taken(self) -> Tensor:
-        """T_base of the pass that was run (branch, keyframe, token, channel)."""
-        assert self.base_tokens is not None, "this layer was not executed"
-        return self.base_tokens
+        """T_base of the pass that was run (branch, keyframe, token, channel); given away, once."""
+        taken, self.base_tokens = self.base_tokens, None
+        assert taken is not None, "this layer was not executed"
+        return taken
 
 
 @dataclass

@@ -36,13 +36,16 @@ from ..diffusion.chunks import rows
 from ..diffusion.ddim import guided
 from ..diffusion.patching import Hook, patched
 from ..diffusion.solvers import Sampling
-from .deep_features import DeepFeatures, shallow_layers
 from .reading import read_ahead
+from .reuse import Reuse
 
-KEYFRAMES_PER_PASS = 16  # short blocks of keyframes are put into one pass while there are no more of them
+KEYFRAMES_PER_PASS = 8  # short blocks of keyframes are put into one pass while there are no more of them
 
 BaseTokens = dict[str, Tensor]
 """T_base: layer → output of the joint self-attention (branch, keyframe, token, channel)."""
+
+Held = tuple[list[int], BaseTokens]
+"""T_base, and the positions among the step's keyframes of those it holds."""
 
 
 class EditSpec(Frozen):
@@ -50,7 +53,7 @@ class EditSpec(Frozen):
 
     guidance_start, guidance_stop   shares of the steps between which there is guidance; outside them the prompt's
                                     branch alone is run (Kynkäänniemi et al., arXiv 2404.07724)
-    feature_reuse                   every how many steps the whole UNet is executed, see `deep_features`
+    feature_reuse                   every how many steps the whole UNet is executed, see `reuse`
     """
 
     prompt: str
@@ -83,7 +86,6 @@ class Stretch:
     blocks      blocks of equal length that they form
     anchors     whether they are the anchors of all that follow at this step
     frames      frames of the clip, none of them a keyframe
-    needed      positions whose T_base these frames gather from, those of earlier stretches included
     kept        positions whose T_base later stretches gather from
     """
 
@@ -92,7 +94,6 @@ class Stretch:
     blocks: int
     anchors: bool
     frames: list[int]
-    needed: list[int]
     kept: list[int]
 
 
@@ -132,8 +133,9 @@ class Denoiser:
         self.neighbours: NDArray[Any] = field["neighbour"][:]
         self.weights: NDArray[Any] = field["weights"][:]
         self.whole = self._whole_steps()
-        self.deep = DeepFeatures(backbone.unet) if spec.feature_reuse > 1 else None
-        self._reads = read_ahead((stretch for step in self.steps for stretch in self.stretches(step)), self._read)
+        self.reuse = Reuse(backbone.unet, backbone.layers) if spec.feature_reuse > 1 else None
+        joint_steps = (step for step in self.steps if self.whole[step])
+        self._reads = read_ahead((stretch for step in joint_steps for stretch in self.stretches(step)), self._read)
 
     @property
     def steps(self) -> range:
@@ -174,11 +176,18 @@ class Denoiser:
         latents            of `frames` (frame, c, h, w)
         keyframe_latents   of this step's keyframes (keyframe, c, h, w)
         """
+        noise = torch.empty_like(latents)
+        if not self.whole[step]:
+
+            def reused(some: slice) -> None:
+                noise[some] = self._predict(step, self.frames[some], latents[some], {}, None)
+
+            self.backbone.each_pass(len(self.frames), reused)
+            return noise
         drawn = [int(frame) for frame in self.keyframes[step]]
         place = {frame: row for row, frame in enumerate(self.frames)}
-        noise = torch.empty_like(latents)
         anchors: dict[str, Keys] = {}
-        held: tuple[list[int], BaseTokens] = ([], {})
+        held: Held = ([], {})
         for stretch in self.stretches(step):
             expected, read = next(self._reads)
             assert expected == stretch, "steps are denoised in order"
@@ -193,8 +202,8 @@ class Denoiser:
             del processors
             if stretch.frames:
                 chosen = [place[frame] for frame in stretch.frames]
-                noise[chosen] = self.propagated(stretch, latents[chosen], _chosen(held, stretch.needed), read)
-            held = stretch.kept, _chosen(held, stretch.kept)
+                noise[chosen] = self.propagated(stretch, latents[chosen], held, read)
+            held = _chosen(held, stretch.kept)
         return noise
 
     def joint(
@@ -210,7 +219,7 @@ class Denoiser:
             name: ExtendedAttention(
                 self.branches(step), stretch.blocks, anchors=anchors.get(name), keep_keys=stretch.anchors
             )
-            for name in self.layers(step)
+            for name in self.backbone.layers
         }
         for name, source in read.source.items():
             processors[name].source = self._on_device(source).to(dtype)
@@ -222,15 +231,16 @@ class Denoiser:
                 "--attended-keyframes, a longer --keyframe-interval or a smaller --size"
             ) from None
 
-    def propagated(self, stretch: Stretch, latents: Tensor, base_tokens: BaseTokens, read: SourceRead) -> Tensor:
+    def propagated(self, stretch: Stretch, latents: Tensor, held: Held, read: SourceRead) -> Tensor:
         """Noise (frame, c, h, w) of the stretch's frames, which follow keyframes: no self-attention is executed.
 
-        latents       (frame, c, h, w)
-        base_tokens   T_base at the positions `stretch.needed`
+        latents   (frame, c, h, w)
+        held      T_base at all the positions that the frames gather from
         """
+        positions, base_tokens = held
         step, noise = stretch.step, torch.empty_like(latents)
         row = np.zeros(self.keyframes.shape[1], np.int64)
-        row[stretch.needed] = range(len(stretch.needed))
+        row[positions] = range(len(positions))
         neighbour = torch.from_numpy(row[self.neighbours[step][stretch.frames]])
         weight = torch.from_numpy(self.weights[step][stretch.frames])
 
@@ -238,7 +248,7 @@ class Denoiser:
             weights = self._on_device(weight[some])
             processors = {}
             for name, base in base_tokens.items():
-                found = self._on_device(gathered_rows(neighbour[some], read.index[name][some]))
+                found = self._on_device(gathered_rows(neighbour[some], read.index[name][some].to(torch.int64)))
                 processors[name] = self.gathering(stretch, stretch.frames[some], name, base, found, weights)
             feature = None if read.feature is None else read.feature[some]
             noise[some] = self._predict(step, stretch.frames[some], latents[some], processors, feature)
@@ -267,19 +277,12 @@ class Denoiser:
         for number, (own, blocks_of_own) in enumerate(passes):
             later = {position for positions in needed[number + 1 :] for position in positions}
             kept = sorted(position for position in later if order[position] <= number)
-            found.append(
-                Stretch(step, own, blocks_of_own, bool(anchors) and not number, served[number], needed[number], kept)
-            )
+            found.append(Stretch(step, own, blocks_of_own, bool(anchors) and not number, served[number], kept))
         return found
 
     def branches(self, step: int) -> int:
         """Guidance branches that are run at `step`: unconditional and conditional, or conditional alone."""
         return len(self._text(step))
-
-    def layers(self, step: int) -> list[str]:
-        """Self-attention layers that are executed at `step`."""
-        backbone = self.backbone
-        return backbone.layers if self.whole[step] else shallow_layers(backbone.unet, backbone.layers)
 
     def _whole_steps(self) -> list[bool]:
         """Per step whether the whole UNet is executed: when its turn has come, or a branch comes in."""
@@ -309,10 +312,10 @@ class Denoiser:
         if feature is not None:
             repeated = self._on_device(feature).to(conditions.text.dtype).repeat(branches, 1, 1, 1)
             hooks[INJECTED_FEATURE] = lambda module, inputs, output: repeated
-        if self.deep and self.whole[step]:
-            hooks |= self.deep.keeping(frames, branches)
-        elif self.deep:
-            forwards = self.deep.reusing(frames, branches)
+        if self.reuse and self.whole[step]:
+            hooks |= self.reuse.keeping(frames, branches)
+        elif self.reuse:
+            forwards = self.reuse.reusing(frames, branches)
         text = conditions.text.repeat_interleave(len(latents), dim=0)
         with patched(self.backbone.unet, processors, hooks, forwards):
             noise = self.backbone.predict_noise(latents.repeat(branches, 1, 1, 1), self.timesteps[step], text)
@@ -321,16 +324,16 @@ class Denoiser:
 
     def _read(self, stretch: Stretch) -> SourceRead:
         """What a stretch needs of the disk; called from the reading thread."""
-        step, layers, injection = stretch.step, self.layers(stretch.step), self.editor.injection(stretch.step)
-        injected = [name for name in self.backbone.injected_layers if name in layers] if injection.attention else []
-        has_feature = injection.feature and self.whole[step] and "feature" in self.tokens
+        step, injection = stretch.step, self.editor.injection(stretch.step)
+        injected = self.backbone.injected_layers if injection.attention else []
+        has_feature = injection.feature and "feature" in self.tokens
         drawn = [int(self.keyframes[step][position]) for position in stretch.keyframes]
         return SourceRead(
             {name: _read_rows(self.field[f"source.{name}"], step, stretch.keyframes) for name in injected},
             _read_rows(self.tokens["feature"], step, drawn) if has_feature else None,
             {
-                name: _read_rows(self.field[f"index.{name}"], step, stretch.frames).to(torch.int64)
-                for name in (layers if stretch.frames else ())
+                name: _read_rows(self.field[f"index.{name}"], step, stretch.frames)
+                for name in (self.backbone.layers if stretch.frames else ())
             },
             _read_rows(self.tokens["feature"], step, stretch.frames) if has_feature and stretch.frames else None,
         )
@@ -362,17 +365,17 @@ def _joined(blocks: list[list[int]], at_once: int) -> list[tuple[list[int], int]
     return passes
 
 
-def _together(one: tuple[list[int], BaseTokens], other: tuple[list[int], BaseTokens]) -> tuple[list[int], BaseTokens]:
-    """T_base at the positions of both."""
+def _together(one: Held, other: Held) -> Held:
+    """T_base at the positions of both; layer by layer, so that no more than one is there twice."""
     if not one[0]:
         return other
-    return [*one[0], *other[0]], {name: torch.cat([one[1][name], own], 1) for name, own in other[1].items()}
+    return [*one[0], *other[0]], {name: torch.cat([one[1].pop(name), other[1].pop(name)], 1) for name in [*other[1]]}
 
 
-def _chosen(held: tuple[list[int], BaseTokens], wanted: list[int]) -> BaseTokens:
-    """T_base at the positions `wanted`, in their order."""
+def _chosen(held: Held, wanted: list[int]) -> Held:
+    """T_base at the positions `wanted`, in their order; layer by layer."""
     positions, base = held
     if positions == wanted:
-        return base
+        return held
     chosen = [positions.index(position) for position in wanted]
-    return {name: tokens[:, chosen] for name, tokens in base.items()}
+    return wanted, {name: base.pop(name)[:, chosen] for name in [*base]}

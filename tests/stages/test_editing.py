@@ -19,8 +19,8 @@ from stages.backbones.stable_diffusion import StableDiffusion
 from stages.diffusion.ddim import noised
 from stages.diffusion.patching import patched
 from stages.edit_keyframes import Spec
-from stages.editing.deep_features import DeepFeatures, shallow_layers
 from stages.editing.denoising import Denoiser
+from stages.editing.reuse import Reuse
 from stages.extract_tokens import SourcePass
 from stages.extract_tokens import Spec as ExtractSpec
 from tests.tiny.method import (
@@ -363,28 +363,32 @@ def test_reused_deep_features_skip_all_but_the_outermost_blocks(prepared: Prepar
     hooks = [
         module.register_forward_pre_hook(lambda module, args, name=name: executed.append(name))
         for name, module in unet.named_modules()
-        if name.split(".")[0] in ("down_blocks", "mid_block", "up_blocks") and name.endswith(("attn2", "conv1"))
+        if name.split(".")[0] in ("down_blocks", "mid_block", "up_blocks")
+        and name.endswith(("attn2", "conv1", "attn1.to_q"))
     ]
     known = prepared.in_passes_of(64)
     edit_at_once(known, edit_spec(guidance_scale=1, feature_reuse=2))
     for hook in hooks:
         hook.remove()
     passes = {name: executed.count(name) for name in set(executed)}
-    assert {passes[name] for name in passes if name.startswith(("down_blocks.0", "up_blocks.3"))} == {10}
-    assert {passes[name] for name in passes if not name.startswith(("down_blocks.0", "up_blocks.3"))} == {6}
-    assert 0 < len(shallow_layers(unet, prepared.backbone.layers)) < 16
+    outermost = ("down_blocks.0", "up_blocks.3")
+    attended = {name for name in passes if name.endswith("attn1.to_q")}
+    assert {passes[name] for name in attended} == {3}, "the joint pass of every other step, nowhere else"
+    passes = {name: times for name, times in passes.items() if name not in attended}
+    assert {passes[name] for name in passes if name.startswith(outermost)} == {3 * 2 + 2}, "one pass where reused"
+    assert {passes[name] for name in passes if not name.startswith(outermost)} == {3 * 2}
     assert unet(torch.zeros(1, 4, 8, 10), 1, encoder_hidden_states=torch.zeros(1, 8, unet.config.cross_attention_dim))
 
 
 def test_deep_features_reused_from_an_equal_step_change_nothing(short: Prepared) -> None:
     """The stubs put in exactly what the last whole pass had there: the same pass again gives the same noise."""
     backbone = short.backbone
-    deep = DeepFeatures(backbone.unet)
+    reuse = Reuse(backbone.unet, backbone.layers)
     latents, text = noisiest(short)[:2], backbone.encode_text(["a thing"]).expand(2, -1, -1)
     with torch.inference_mode():
-        with patched(backbone.unet, {}, deep.keeping([4, 5], 1)):
+        with patched(backbone.unet, {}, reuse.keeping([4, 5], 1)):
             whole = backbone.predict_noise(latents, 401, text)
-        with patched(backbone.unet, {}, None, deep.reusing([5, 4], 1)):
+        with patched(backbone.unet, {}, None, reuse.reusing([5, 4], 1)):
             again = backbone.predict_noise(latents.flip(0), 401, text)
     torch.testing.assert_close(again.flip(0), whole, rtol=1e-4, atol=1e-5)
 
