@@ -135,9 +135,8 @@ print(json.dumps(sorted(name for name in names if not name.startswith("_") and "
 
 
 def stage_seconds(pieces: Result) -> dict[str, float]:
-    """Stage → wall seconds; what was written along counts with the stage that did the work."""
-    stages = {name: taken for piece in pieces.values() for name, taken in piece["stages"].items()}
-    return {name: taken["wall_seconds"] for name, taken in stages.items() if "wall_seconds" in taken}
+    """Stage → seconds of its own, also where two stages were one piece of work."""
+    return {name: seconds for piece in pieces.values() for name, seconds in piece["stage_seconds"].items()}
 
 
 def ratios(seconds: dict[str, float]) -> dict[str, float]:
@@ -194,15 +193,13 @@ def lines_of(result: Result) -> list[str]:
     """The result as text: seconds of every piece, stage by stage, then the ratios."""
     lines = [", ".join(f"{name} {value}" for name, value in result["machine"].items())]
     for name, size in result["sizes"].items():
-        lines += ["", f"{name:34}{'wall s':>9}{'CPU s':>9}{'peak MB':>9}{'read MB':>9}{'written MB':>11}"]
+        lines += ["", f"{name:36}{'wall s':>9}{'CPU s':>9}{'peak MB':>9}{'read MB':>9}{'written MB':>11}"]
         for what, taken in size["work"].items():
             lines.append(_row(what, taken))
-            lines += [
-                _row(f"  {stage}", own) for stage, own in taken.get("stages", {}).items() if "wall_seconds" in own
-            ]
-        lines += [f"{ratio:34}{value:>9.2f}" for ratio, value in size["ratios"].items()]
+            lines += [_row(f"  {stage}", own) for stage, own in taken.get("stages", {}).items()]
+        lines += [f"{ratio:36}{value:>9.2f}" for ratio, value in size["ratios"].items()]
         for part in ("commands", "field"):
-            lines += [f"{what:34}{value:>9.2f}" for what, value in size.get(part, {}).items()]
+            lines += [f"{what:36}{value:>9.2f}" for what, value in size.get(part, {}).items()]
     if "scale" in result:
         scale = result["scale"]
         lines += ["", f"{scale['frames'][1]} frames against {scale['frames'][0]}, {scale['steps']} steps"]
@@ -214,7 +211,7 @@ def lines_of(result: Result) -> list[str]:
 def _row(name: str, taken: Result) -> str:
     peak = taken["gpu_peak_bytes" if "gpu_peak_bytes" in taken else "peak_rss_bytes"] / MEGABYTE
     read, written = taken["bytes_read"] / MEGABYTE, taken["bytes_written"] / MEGABYTE
-    return f"{name:34}{taken['wall_seconds']:>9.2f}{taken['cpu_seconds']:>9.2f}{peak:>9.0f}{read:>9.1f}{written:>11.1f}"
+    return f"{name:36}{taken['wall_seconds']:>9.2f}{taken['cpu_seconds']:>9.2f}{peak:>9.0f}{read:>9.1f}{written:>11.1f}"
 
 
 def _version(name: str) -> str | None:

@@ -105,8 +105,8 @@ class StageByStage(Direct):
         self.stages[node.stage] = taken
 
     def along(self, node: Node, artifact: Artifact, main: Node) -> None:
-        """Say which stage's work this one's artifact came with."""
-        self.stages[node.stage] = {"along_with": main.stage}
+        """The two are one piece of work."""
+        self.stages[f"{main.stage} + {node.stage}"] = self.stages.pop(main.stage)
 
 
 def floor_prepare(bench: Bench) -> Measured:
@@ -154,10 +154,12 @@ def _ours(bench: Bench, do: Callable[[Session], Any]) -> Measured:
     engine = StageByStage(bench.profile)
     session = Session(bench.plan, engine, backbone=lambda: bench.backbone)
     taken = bench.measured(lambda: do(session))
-    for use in session.uses.values():
-        if not use.hit:
-            engine.stages.setdefault(use.node.stage, {})["stored_bytes"] = use.artifact.nbytes
-    return {**taken, "stages": engine.stages, "tokens_kept": bench.plan.keeps_tokens}
+    made = {use.node.stage: use for use in session.uses.values() if not use.hit}
+    return {
+        **taken, "stages": engine.stages, "tokens_kept": bench.plan.keeps_tokens,
+        "stage_seconds": {name: round(use.seconds, 3) for name, use in made.items()},
+        "stored_bytes": {name: use.artifact.nbytes for name, use in made.items()},
+    }  # fmt: skip
 
 
 WORK: dict[str, Callable[[Bench], Measured]] = {

@@ -218,10 +218,8 @@ class Plan:
         if node.stage == "invert_frames":
             checked = len(invert_frames.checked_frames(frames))
             return frames * int(node.spec.num_inversion_steps) * int(node.spec.evaluations) + checked * steps
-        if node.stage == "extract_tokens":
+        if node.stage in ("extract_tokens", "match_tokens"):
             return frames * steps
-        if node.stage == "match_tokens":
-            return steps * (len(self.schema(node).variables)) if self.keeps_tokens else frames * steps
         keyframes = self.schema(self.match).size("keyframe") or 0
         support = len(self.schema(self.match).coordinates["support"])
         keyframe_node = next(pair[0] for pair in self.edits if node in pair)

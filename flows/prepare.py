@@ -66,7 +66,7 @@ def prepare(session: Session) -> Prepared:
         )  # fmt: skip
 
     def match_stored(part: range, tokens: Artifact) -> Blocks:
-        return counted(match(part, match_tokens.StoredTokens(tokens, layers, plan.device)), session.progress)
+        return match(part, match_tokens.StoredTokens(tokens, layers, plan.device, session.progress.advance))
 
     def match_as_extracted(part: range, put: Along, latents: Artifact) -> Blocks:
         source = extract_tokens.SourcePass(plan.extract.spec, latents, plan.timesteps, session.backbone, put)

@@ -178,7 +178,10 @@ class Session:
         return Step(self, node, compute)
 
     def fused(self, node: Node, also: Node, run: Run, prompts: tuple[str, ...] = (), **needs: Step) -> Step:
-        """Like `stage`, but the same work writes a second artifact: `run` gets `put`, an `Along`, for its blocks."""
+        """Like `stage`, but the same work writes a second artifact: `run` gets `put`, an `Along`, for its blocks.
+
+        also   what `node` stands on; where both are made, an engine shows the work as its, and `node` as made along
+        """
 
         def compute() -> Artifact:
             inputs = {role: step() for role, step in needs.items()}
@@ -200,12 +203,16 @@ class Session:
                             for _ in blocks:
                                 pass
 
-                self.work(node, sorted(set(open_parts), key=lambda part: part.start), do)
+                parts = sorted(set(open_parts), key=lambda part: part.start)
+                self.work(node, parts, do, shown=also if second else node)
                 if second:
                     second.note = self.note(also, prompts)
-            if second:
-                self.engine.along(also, self.committed(also, second), node)
-            return self.committed(node, draft)
+            if second is None:
+                return self.committed(node, draft)
+            self.committed(also, second)
+            artifact = self.committed(node, draft)
+            self.engine.along(node, artifact, also)
+            return artifact
 
         return Step(self, node, compute)
 
@@ -231,13 +238,13 @@ class Session:
         """The end of `prompt` that the model does not read."""
         return str(self.backbone.cut_from(prompt)) if prompt else ""
 
-    def work(self, node: Node, parts: list[range], do: Callable[[range], None]) -> None:
-        """Have the engine do `parts`, with progress."""
+    def work(self, node: Node, parts: list[range], do: Callable[[range], None], shown: Node | None = None) -> None:
+        """Have the engine do `parts`, with progress; it shows them as parts of `shown`, or of the node itself."""
         total = len(self.plan.schema(node).divided())
         units = self.plan.units(node) * len(parts) // total
         self.progress.begin(node, units)
         try:
-            self.engine.work(node, parts, do)
+            self.engine.work(shown or node, parts, do)
         finally:
             self.progress.end()
 

@@ -5,8 +5,9 @@ Source: TokenFlow (arXiv 2307.10373), section 4.2, eq. 3. Depends on the keyfram
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from .diffusion.matching import nearest_tokens, normalized
 
 VERSION = 1
 TIMESTEPS_PER_PART = 5
+WHOLE_PART_BYTES = 1 << 18  # to write a file takes 1 to 2 ms; to unpack this much at each of its timesteps, less
 
 
 class Spec(Frozen):
@@ -47,22 +49,23 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
     support = schedule.support(count, spec.keyframe_interval, spec.keyframe_offsets)
     variables = {
         "keyframes": Variable(
-            dims=("timestep", "keyframe"), shape=(steps, drawn), dtype="int32", chunks=(1, drawn), ge=0, le=count - 1,
+            dims=("timestep", "keyframe"), shape=(steps, drawn), dtype="int32",
+            chunks=chunks(steps, drawn, 4), ge=0, le=count - 1,
             description="frames drawn as keyframes at each timestep",
         ),
         "neighbour": Variable(
-            dims=("timestep", "frame", "side"), shape=(steps, count, 2), dtype="int32", chunks=(1, count, 2),
-            ge=0, le=drawn - 1,
+            dims=("timestep", "frame", "side"), shape=(steps, count, 2), dtype="int32",
+            chunks=(*chunks(steps, count, 8), 2), ge=0, le=drawn - 1,
             description="position among the keyframes of the one at or before, and of the one at or after, each frame",
         ),
         "weights": Variable(
-            dims=("timestep", "frame", "side"), shape=(steps, count, 2), dtype="float32", chunks=(1, count, 2),
-            ge=0, le=1, sums_to_one="side", finite=True,
+            dims=("timestep", "frame", "side"), shape=(steps, count, 2), dtype="float32",
+            chunks=(*chunks(steps, count, 8), 2), ge=0, le=1, sums_to_one="side", finite=True,
             description="how much of a frame comes from each of its keyframes",
         ),
     }  # fmt: skip
     for layer in layout.layers:
-        token, chunk = f"token_{layer.tokens}", frames_per_chunk(count, 2 * layer.tokens * 2)
+        token = f"token_{layer.tokens}"
         if layer.tokens > np.iinfo(np.uint16).max + 1:
             raise InputError(
                 f"frames of this size have {layer.tokens} tokens in {layer.name}, more than the 65536 that a field "
@@ -71,7 +74,7 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
         shared = {
             "dims": ("timestep", "frame", "side", token),
             "shape": (steps, count, 2, layer.tokens),
-            "chunks": (1, chunk, 2, layer.tokens),
+            "chunks": (*chunks(steps, count, 2 * layer.tokens * 2), 2, layer.tokens),
             "compress": True,
         }
         variables[f"index.{layer.name}"] = Variable.model_validate(
@@ -86,7 +89,7 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
                 dims=("timestep", "keyframe", token, f"channel_{layer.channels}"),
                 shape=(steps, drawn, layer.tokens, layer.channels),
                 dtype="float16",
-                chunks=(1, frames_per_chunk(drawn, layer.tokens * layer.channels * 2), layer.tokens, layer.channels),
+                chunks=(*chunks(steps, drawn, layer.tokens * layer.channels * 2), layer.tokens, layer.channels),
                 description="source tokens at the keyframes: PnP's q and k are projections of them",
                 finite=True,
             )
@@ -100,6 +103,21 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
         attrs={"sides": ["previous keyframe", "next keyframe"]},
         parts=("timestep", TIMESTEPS_PER_PART),
     )
+
+
+def chunks(steps: int, count: int, row_bytes: int) -> tuple[int, int]:
+    """Timesteps and rows (frames or keyframes) per chunk: a whole part where it is small, else rows of one timestep.
+
+    A part that is one chunk is held until its last timestep is there, so it has to be small.
+    """
+    if is_whole(count, row_bytes):
+        return min(steps, TIMESTEPS_PER_PART), count
+    return 1, frames_per_chunk(count, row_bytes)
+
+
+def is_whole(count: int, row_bytes: int) -> bool:
+    """Whether all rows of a part's timesteps are one chunk."""
+    return TIMESTEPS_PER_PART * count * row_bytes <= WHOLE_PART_BYTES
 
 
 class Tokens(Protocol):
@@ -116,9 +134,11 @@ class StoredTokens:
     tokens: Arrays
     layers: tuple[str, ...]
     device: str
+    on_read: Callable[[int], None] = lambda frames: None  # told how many frames were read
 
     def read(self, step: int, frames: range) -> dict[str, Tensor]:
         """Layer → tokens (frame, token, channel) float16 on the device."""
+        self.on_read(len(frames))
         stored = {name: self.tokens[f"tokens.{name}"][step, frames.start : frames.stop] for name in self.layers}
         return {name: torch.from_numpy(values).to(self.device) for name, values in stored.items()}
 
@@ -134,7 +154,8 @@ def run(
     yields    keyframes, neighbour, weights, index.<layer>, similarity.<layer>, source.<layer>
     """
     drawn = schedule.drawn_keyframes(frames, spec.keyframe_interval, spec.keyframe_offsets, steps, spec.seed)
-    for step in part:
+
+    def blocks(step: int) -> Blocks:
         keyframes = drawn[step]
         yield Block("keyframes", (step, 0), keyframes[None])
         yield Block("neighbour", (step, 0, 0), schedule.neighbours(frames, keyframes)[None])
@@ -144,6 +165,18 @@ def run(
             for name, values in tokens.read(step, block).items():
                 matchers[name].take(block, values)
                 yield from matchers[name].finished(step, name)
+
+    held: dict[str, list[Block]] = {}  # of variables whose part is one chunk
+    for step in part:
+        for block in blocks(step):
+            count = drawn.shape[1] if block.variable.startswith(("keyframes", "source.")) else frames
+            if is_whole(count, prod(block.values.shape[2:]) * block.values.itemsize):
+                held.setdefault(block.variable, []).append(block)
+            else:
+                yield block
+    for variable, pieces in held.items():
+        values = [np.concatenate([piece.values for piece in pieces if piece.start[0] == n], axis=1) for n in part]
+        yield Block(variable, (part.start, *pieces[0].start[1:]), np.concatenate(values))
 
 
 class Matcher:

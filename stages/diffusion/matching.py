@@ -5,13 +5,18 @@ Source: TokenFlow (arXiv 2307.10373), section 4.2, eq. 3.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCORES_AT_ONCE = (
-    1 << 22
-)  # cosines held at a time: 16 MiB in float32, which stay in a CPU's cache while they are searched
+SCORES_AT_ONCE = 1 << 22  # cosines held at a time: 16 MiB, which stay in a CPU's cache while they are searched
 
 
 def normalized(tokens: Tensor) -> Tensor:
@@ -41,8 +46,9 @@ def nearest_tokens(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return index, similarity
 
 
+@cache
 def fused_kernel_is_there() -> bool:
-    """Whether Triton can be imported: torch for CUDA brings it on Linux."""
-    from importlib.util import find_spec
-
-    return find_spec("triton") is not None
+    """Whether Triton is installed (torch for CUDA brings it on Linux), and the C compiler that it starts kernels by."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    return find_spec("triton") is not None and bool(compiler) and headers.is_file()

@@ -33,17 +33,18 @@ class Given:
 
 
 def matched(tokens: Given, spec: match_tokens.Spec) -> dict[str, np.ndarray[Any, Any]]:
-    """All blocks of the stage, stacked over steps."""
+    """All blocks of the stage, put together."""
     steps, frames = tokens.values.shape[:2]
     blocks = match_tokens.run(
         spec, range(steps), tokens=tokens, frames=frames, steps=steps, layers=("layer",), injected_layers=("layer",)
     )
     found: dict[str, list[list[np.ndarray[Any, Any]]]] = {}
     for block in blocks:
-        of_step = found.setdefault(block.variable, [[] for _ in range(steps)])[block.start[0]]
-        assert block.values.ndim == 2 or sum(piece.shape[1] for piece in of_step) == block.start[1], "in order"
-        of_step.append(block.values)
-    return {name: np.concatenate([np.concatenate(each, 1) for each in values]) for name, values in found.items()}
+        for step, values in enumerate(block.values, block.start[0]):
+            of_step = found.setdefault(block.variable, [[] for _ in range(steps)])[step]
+            assert sum(map(len, of_step)) == block.start[1], "in order"
+            of_step.append(values)
+    return {name: np.stack([np.concatenate(each) for each in values]) for name, values in found.items()}
 
 
 def brute_force(values: Tensor, keyframes: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor]:
@@ -120,6 +121,37 @@ def test_source_tokens_leave_in_chunks_too() -> None:
     assert values[:, 0, 0].tolist() == [8.0 * place for place in range(25)]
 
 
+@pytest.mark.parametrize("whole", [0, 3000, 1 << 18])
+def test_blocks_are_whole_chunks_whatever_is_small(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    monkeypatch.setattr(match_tokens, "WHOLE_PART_BYTES", whole)
+    names, frames = tuple(prepared.backbone.layers), prepared.frames
+    spec = match_tokens.Spec(keyframe_interval=4, keyframe_offsets=2)
+    schema = match_tokens.outputs(spec, latents=prepared.schemas["latents"], layout=prepared.layout)
+    assert len({variable.chunks[0] for variable in schema.variables.values()}) == (2 if whole == 3000 else 1)
+    for block in match_tokens.run(
+        spec, range(5), tokens=match_tokens.StoredTokens(prepared.tokens, names, "cpu"), frames=frames, steps=5,
+        layers=names, injected_layers=prepared.layout.injected_layers,
+    ):  # fmt: skip
+        variable = schema.variables[block.variable]
+        if block.variable not in ("keyframes", "neighbour", "weights"):
+            for start, length, size, chunk in zip(
+                block.start, block.values.shape, variable.shape, variable.chunks, strict=True
+            ):
+                assert start % chunk == 0
+                assert length in (chunk, size - start), "one chunk, or the last"
+        region = tuple(slice(start, start + n) for start, n in zip(block.start, block.values.shape, strict=True))
+        assert np.array_equal(prepared.field[block.variable][region], block.values)
+
+
+def test_a_long_clip_keeps_one_timestep_per_chunk() -> None:
+    assert match_tokens.chunks(50, 24, 2 * 256 * 2) == (5, 24)
+    assert match_tokens.chunks(3, 24, 2 * 256 * 2) == (3, 24)
+    assert match_tokens.chunks(50, 512, 2 * 256 * 2) == (1, 16)
+    assert match_tokens.chunks(50, 24, 2 * 4096 * 2) == (1, 16)
+
+
 def test_a_part_alone_gives_what_it_gives_in_the_whole(prepared: Prepared) -> None:
     spec, names = match_tokens.Spec(keyframe_interval=4, keyframe_offsets=2), tuple(prepared.backbone.layers)
     blocks = match_tokens.run(
@@ -127,7 +159,7 @@ def test_a_part_alone_gives_what_it_gives_in_the_whole(prepared: Prepared) -> No
         layers=names, injected_layers=(),
     )  # fmt: skip
     for block in blocks:
-        assert block.start[0] == 3
+        assert block.start[0] == 3 and len(block.values) == 1
         assert np.array_equal(prepared.field[block.variable][3], block.values[0])
 
 

@@ -59,6 +59,13 @@ def test_units_are_made_in_single_precision() -> None:
     torch.testing.assert_close(units.norm(dim=-1), torch.ones(2, 5), rtol=0, atol=1e-6)
 
 
+def test_without_a_compiler_no_kernel_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton would fail at the first match, after minutes of inversion."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(matching.shutil, "which", lambda name: None)
+    assert not matching.fused_kernel_is_there.__wrapped__()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: pip install triton")
 def test_the_kernel_agrees_with_the_cpu_in_tritons_interpreter() -> None:
