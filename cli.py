@@ -173,6 +173,7 @@ def explained(error: BaseException) -> int:
 
     if isinstance(error, KeyboardInterrupt):
         print("tf: interrupted; what was finished is kept, and the next run goes on from there", file=sys.stderr)
+        logging.getLogger("asyncio").disabled = True  # it names each task of Prefect's that the end cuts short
         return 130
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
