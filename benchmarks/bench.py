@@ -65,6 +65,8 @@ class Bench:
         work = {"floor-prepare": self.piece("floor-prepare"), "floor-edit": self.piece("floor-edit")}
         work |= {name: self.piece(name) for name in ("prepare", "first-edit", "second-edit")}
         work["fast-edit"] = self.piece("second-edit", "--preset", "fast")
+        if self.size.token_budget:
+            work["prepare-drop-tokens"] = self.piece("prepare", "--drop-tokens")
         if self.size.name != "pocket":
             work |= {name: self.piece(name) for name in ("baseline", "baseline-heads")}
         seconds = {name: taken["wall_seconds"] for name, taken in work.items()}
@@ -142,11 +144,13 @@ def stage_seconds(pieces: Result) -> dict[str, float]:
 def ratios(seconds: dict[str, float]) -> dict[str, float]:
     """What the targets are about, by name."""
     found = {
-        "prepare / floor": seconds["prepare"] / seconds["floor-prepare"],
+        "prepare / floor": seconds.get("prepare-drop-tokens", seconds["prepare"]) / seconds["floor-prepare"],
         "second prompt / floor": seconds["second-edit"] / seconds["floor-edit"],
         "second prompt / first run": seconds["second-edit"] / (seconds["prepare"] + seconds["first-edit"]),
         "fast / second prompt": seconds["fast-edit"] / seconds["second-edit"],
     }
+    if "prepare-drop-tokens" in seconds:
+        found["prepare, tokens kept / floor"] = seconds["prepare"] / seconds["floor-prepare"]
     for name, called in (("baseline", "B"), ("baseline-heads", "B′")):
         if name in seconds:
             found[f"second prompt / {called}"] = seconds["second-edit"] / seconds[name]

@@ -46,6 +46,7 @@ def main() -> None:
     arguments.add_argument("--preset", default="balanced")
     arguments.add_argument("--frames", type=int)
     arguments.add_argument("--steps", type=int)
+    arguments.add_argument("--drop-tokens", action="store_true", help="as with --token-budget 0, in a store of its own")
     arguments.add_argument("--profile", action="store_true")
     given = arguments.parse_args()
     size = SIZES[given.size]
@@ -63,8 +64,10 @@ class Bench:
         began = time.perf_counter()
         options = with_preset(given.preset, {"model": size.model(folder), **size.options})
         config = make_config(video=size.clip(folder), prompts=PROMPTS, **options)
-        runtime = make_runtime(device=given.device, precision=given.precision, token_budget=size.token_budget)
-        self.plan = Plan(config, runtime, Store(folder / f"store-{size.name}-{size.frames}-{len(size.options)}"))
+        budget = 0 if given.drop_tokens else size.token_budget
+        runtime = make_runtime(device=given.device, precision=given.precision, token_budget=budget)
+        store = Store(folder / f"store-{size.name}-{size.frames}-{len(size.options)}-{budget}")
+        self.plan = Plan(config, runtime, store)
         self.backbone = load_backbone(self.plan)
         layout = self.plan.layout
         shape = (size.frames, layout.latent_channels, layout.latent_height, layout.latent_width)

@@ -90,6 +90,8 @@ def test_ratios_are_of_what_they_name() -> None:
         "fast / second prompt": 0.5, "second prompt / B": 0.5, "fast / B": 0.25, "second prompt / B′": 0.25,
         "fast / B′": 0.125,
     }  # fmt: skip
+    kept = ratios({**seconds, "prepare-drop-tokens": 10.5})
+    assert (kept["prepare / floor"], kept["prepare, tokens kept / floor"]) == (1.05, 1.1)
 
 
 @pytest.mark.parametrize(("name", "says"), [("tiny", "have pocket, mini, full"), ("full", "needs a GPU")])
