@@ -34,6 +34,7 @@ from ..diffusion.checks import finite
 from ..diffusion.choices import Solver
 from ..diffusion.chunks import rows
 from ..diffusion.ddim import guided
+from ..diffusion.heaps import give_back_holes
 from ..diffusion.patching import Hook, patched
 from ..diffusion.solvers import Sampling
 from .reading import read_ahead
@@ -188,7 +189,8 @@ class Denoiser:
         place = {frame: row for row, frame in enumerate(self.frames)}
         anchors: dict[str, Keys] = {}
         held: Held = ([], {})
-        for stretch in self.stretches(step):
+        stretches = self.stretches(step)
+        for stretch in stretches:
             expected, read = next(self._reads)
             assert expected == stretch, "steps are denoised in order"
             own = [drawn[position] for position in stretch.keyframes]
@@ -200,10 +202,14 @@ class Denoiser:
             if stretch.anchors:
                 anchors = {name: cast(Keys, processor.keys) for name, processor in processors.items()}
             del processors
+            if len(stretches) > 1:
+                give_back_holes()
             if stretch.frames:
                 chosen = [place[frame] for frame in stretch.frames]
                 noise[chosen] = self.propagated(stretch, latents[chosen], held, read)
             held = _chosen(held, stretch.kept)
+            if len(stretches) > 1:
+                give_back_holes()
         return noise
 
     def joint(
