@@ -23,9 +23,9 @@ from .diffusion.choices import Solver
 from .diffusion.solvers import Inverting, Sampling
 from .measures.frames import psnr
 
-VERSION = 2
+VERSION = 3
 FRAMES_PER_PART = 16
-FRAMES_PER_CHECK = 8  # one frame in so many is sampled back; divides FRAMES_PER_PART
+FRAMES_PER_CHECK = 16  # one frame in so many is sampled back; divides FRAMES_PER_PART
 
 
 class Spec(Frozen):

@@ -108,11 +108,18 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
 def chunks(steps: int, count: int, row_bytes: int) -> tuple[int, int]:
     """Timesteps and rows (frames or keyframes) per chunk: a whole part where it is small, else rows of one timestep.
 
-    A part that is one chunk is held until its last timestep is there, so it has to be small.
+    A part that is one chunk is held until its last timestep is there, so it has to be small; so has a chunk of rows,
+    since an edit unpacks all of it for a few.
     """
     if is_whole(count, row_bytes):
         return min(steps, TIMESTEPS_PER_PART), count
-    return 1, frames_per_chunk(count, row_bytes)
+    return 1, rows_per_chunk(count, row_bytes)
+
+
+def rows_per_chunk(count: int, row_bytes: int) -> int:
+    """A power of two, at least what `frames_per_chunk` gives, so that blocks of 16 frames fill whole chunks."""
+    fitting = max(1, WHOLE_PART_BYTES // row_bytes)
+    return min(count, max(frames_per_chunk(count, row_bytes), 1 << (fitting.bit_length() - 1)))
 
 
 def is_whole(count: int, row_bytes: int) -> bool:
@@ -191,16 +198,16 @@ class Matcher:
         self.sources_left = 0
         self.held: Tensor | None = None  # unit tokens of the last keyframe seen (1, token, channel)
         self.waiting: list[tuple[range, Tensor]] = []  # frames since then, until the next keyframe comes
-        self.index: dict[int, Tensor] = {}  # frame → (side, token), of those that have not left yet
-        self.similarity: dict[int, Tensor] = {}
+        self.index: Tensor | None = None  # (frame, side, token) of those that have not left yet
+        self.similarity: Tensor | None = None
         self.left = 0  # frames that have
         self.known = 0  # frames whose matches are final
 
     def take(self, block: range, values: Tensor) -> None:
         """Tokens (frame, token, channel) of the next frames in order."""
-        for frame in block:
-            self.index[frame] = values.new_zeros((2, values.shape[1]), dtype=torch.int64)
-            self.similarity[frame] = values.new_ones((2, values.shape[1]), dtype=torch.float32)
+        shape = (len(block), 2, values.shape[1])
+        self.index = _grown(self.index, values.new_zeros(shape, dtype=torch.int32))
+        self.similarity = _grown(self.similarity, values.new_ones(shape, dtype=torch.float32))
         units = normalized(values)
         start = block.start
         for keyframe in (keyframe for keyframe in self.keyframes if keyframe in block):
@@ -218,17 +225,20 @@ class Matcher:
 
     def finished(self, step: int, layer: str) -> Blocks:
         """Whole chunks: index uint16, similarity float16 (frame, side, token), source (keyframe, token, channel)."""
-        tokens = next(iter(self.index.values())).shape[1] if self.index else 0
-        chunk = frames_per_chunk(self.frames, 2 * tokens * 2)
-        while self.left < self.known and (self.left + chunk <= self.known or self.known == self.frames):
-            going = range(self.left, min(self.left + chunk, self.frames))
-            index, similarity = (torch.stack([held.pop(n) for n in going]) for held in (self.index, self.similarity))
+        while self.left < self.known:
+            assert self.index is not None and self.similarity is not None
+            chunk = rows_per_chunk(self.frames, 2 * self.index.shape[-1] * 2)
+            stop = min(self.left + chunk, self.frames)
+            if stop > self.known:
+                break
+            index, similarity = self._rows(range(self.left, stop))
             yield Block(f"index.{layer}", (step, self.left, 0, 0), index[None].cpu().numpy().astype(np.uint16))
             yield Block(f"similarity.{layer}", (step, self.left, 0, 0), similarity[None].half().cpu().numpy())
-            self.left = going.stop
+            self.index, self.similarity = self.index[len(index) :], self.similarity[len(index) :]
+            self.left = stop
         while self.source:
             drawn = len(self.keyframes)
-            going_sources = min(frames_per_chunk(drawn, self.source[0].numel() * 2), drawn - self.sources_left)
+            going_sources = min(rows_per_chunk(drawn, self.source[0].numel() * 2), drawn - self.sources_left)
             if len(self.source) < going_sources:
                 return
             values = torch.stack(self.source[:going_sources])[None].cpu().numpy()
@@ -251,15 +261,23 @@ class Matcher:
         self.waiting.clear()
         self.held = unit.clone()  # alone: a view would keep its whole block
         # A keyframe's tokens are their own nearest tokens (cosine 1): nothing to compute, and no tie to lose.
-        self.index[keyframe][:] = torch.arange(unit.shape[1], device=unit.device)
+        self._rows(range(keyframe, keyframe + 1))[0][:] = torch.arange(unit.shape[1], device=unit.device)
         self.known = keyframe + 1
 
     def _match(self, frames: range, units: Tensor, keys: Tensor, side: int) -> None:
-        index, similarity = nearest_tokens(units, keys)
-        for row, frame in enumerate(frames):
-            self.index[frame][side], self.similarity[frame][side] = index[row], similarity[row]
+        for held, values in zip(self._rows(frames), nearest_tokens(units, keys), strict=True):
+            held[:, side] = values
 
     def _copy(self, frames: range, from_side: int) -> None:
-        for frame in frames:
-            for held in (self.index, self.similarity):
-                held[frame][1 - from_side] = held[frame][from_side]
+        for held in self._rows(frames):
+            held[:, 1 - from_side] = held[:, from_side]
+
+    def _rows(self, frames: range) -> tuple[Tensor, Tensor]:
+        """Index and similarity (frame, side, token) of frames that have not left, to be written into."""
+        assert self.index is not None and self.similarity is not None
+        some = slice(frames.start - self.left, frames.stop - self.left)
+        return self.index[some], self.similarity[some]
+
+
+def _grown(held: Tensor | None, more: Tensor) -> Tensor:
+    return more if held is None or not len(held) else torch.cat([held, more])

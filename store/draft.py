@@ -13,7 +13,9 @@ import json
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -54,6 +56,34 @@ class _Part:
 
     def written(self, variable: str) -> int:
         return sum(prod(stop - start for start, stop in region) for region in self.regions.get(variable, ()))
+
+
+class WriteBehind:
+    """Writes are done one after the other by a thread of their own, while the model computes what comes next.
+
+    `do` raises what an earlier write raised, and leaving the block waits for all of them.
+    """
+
+    WAITING = 2  # writes that may be waiting: what they hold is in memory
+
+    def __init__(self) -> None:
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write behind")
+        self._waiting: deque[Future[None]] = deque()
+
+    def do(self, write: Callable[[], None]) -> None:
+        """Have `write` done."""
+        while len(self._waiting) >= self.WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._writer.submit(write))
+
+    def __enter__(self) -> WriteBehind:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._writer.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for write in self._waiting:
+                write.result()
 
 
 class Draft:
@@ -111,7 +141,8 @@ class Draft:
     def write(self, part: range, blocks: Iterable[Block], seconds: Callable[[], float] | None = None) -> None:
         """Write all blocks of one part; only a part that is written to its end counts.
 
-        Different parts may be written by different threads. `blocks` is consumed here, so its work is timed here.
+        Different parts may be written by different threads. `blocks` is consumed here, so its work is timed here. What
+        a block holds must not be changed afterwards: it may be written while the next one is computed.
 
         seconds   asked at the end: what the part took, where that is not simply the time that has gone by
         raises    SchemaError, naming artifact, variable, rule and place, when a block breaks the schema or values are
@@ -128,7 +159,8 @@ class Draft:
         assert work.number not in self._done, f"{self.key}: {part} is already written"
         began = time.perf_counter()
         try:
-            yield lambda block: self._write_block(work, block)
+            with WriteBehind() as behind:
+                yield lambda block: self._write_block(work, block, behind)
             self._finish(work, seconds or (lambda: time.perf_counter() - began))
         except BaseException:
             self._forget(work)
@@ -212,7 +244,7 @@ class Draft:
 
     # one part
 
-    def _write_block(self, work: _Part, block: Block) -> None:
+    def _write_block(self, work: _Part, block: Block, behind: WriteBehind) -> None:
         variable = self.schema.variables.get(block.variable)
         if variable is None:
             raise self._error(block.variable, f"is not promised; the variables are {', '.join(self.schema.variables)}")
@@ -231,9 +263,12 @@ class Draft:
             if variable.shape[:1] == (None,) and region[0].stop > array.shape[0]:
                 with self._writing():
                     array.resize((region[0].stop, *array.shape[1:]))
-        with self._writing():
-            array[region] = block.values
+        behind.do(lambda: self._put(array, region, block.values))
         work.regions.setdefault(block.variable, set()).add(tuple((s.start, s.stop) for s in region))
+
+    def _put(self, array: Any, region: zarr_io.Region, values: np.ndarray[Any, Any]) -> None:
+        with self._writing():
+            array[region] = values
 
     def _region(self, work: _Part, block: Block, variable: Variable) -> zarr_io.Region:
         """Where the block goes; SchemaError when that is outside the variable or outside its part."""

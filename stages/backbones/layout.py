@@ -60,7 +60,6 @@ def geometry(configs: dict[str, dict[str, Any]]) -> ModelGeometry:
 
 def layout(configs: dict[str, dict[str, Any]], width: int, height: int) -> ModelLayout:
     """Trace the model described by `configs` (component → its config) on frames of `width` × `height` pixels."""
-    import torch
 
     from ..diffusion.attention import INJECTED_FEATURE, injected_attention_layers, self_attention_layers
 
@@ -77,12 +76,7 @@ def layout(configs: dict[str, dict[str, Any]], width: int, height: int) -> Model
         if name in modules:
             modules[name].register_forward_hook(noting(name))
     size = (height // shapes.multiple, width // shapes.multiple)
-    with torch.no_grad():
-        unet(
-            torch.zeros(1, unet.config.in_channels, *size, device="meta"),
-            torch.zeros(1, device="meta"),
-            torch.zeros(1, 8, unet.config.cross_attention_dim, device="meta"),
-        )
+    _trace(unet, size)
     feature = seen.get(INJECTED_FEATURE)
     return ModelLayout(
         multiple=shapes.multiple,
@@ -95,6 +89,15 @@ def layout(configs: dict[str, dict[str, Any]], width: int, height: int) -> Model
         feature=None if feature is None else (feature[1], feature[2], feature[3]),
         schedule=noise_schedule(configs["scheduler"]),
     )
+
+
+def forward_flops(config: Any, size: tuple[int, int]) -> int:
+    """Floating-point operations of one UNet pass over one frame of `size` latent pixels (height, width)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        _trace(_on_meta(config), size)
+    return int(counter.get_total_flops())
 
 
 def noise_schedule(config: dict[str, Any]) -> NoiseSchedule:
@@ -126,6 +129,18 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
         except ValueError:
             raise InputError(f"{folder / file} is not valid JSON; download the model again") from None
     return configs
+
+
+def _trace(unet: Any, size: tuple[int, int]) -> None:
+    """One pass of a UNet on the meta device: its hooks are called, and nothing is computed."""
+    import torch
+
+    with torch.no_grad():
+        unet(
+            torch.zeros(1, unet.config.in_channels, *size, device="meta"),
+            torch.zeros(1, device="meta"),
+            torch.zeros(1, 8, unet.config.cross_attention_dim, device="meta"),
+        )
 
 
 def _on_meta(config: dict[str, Any]) -> Any:

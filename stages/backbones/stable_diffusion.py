@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from store.errors import InputError
 
 from ..diffusion.attention import injected_attention_layers, self_attention_layers
 from ..diffusion.ddim import NoiseLevels
-from .layout import noise_schedule
+from .layout import forward_flops, noise_schedule
 
 SUPPORTED = ("StableDiffusionPipeline",)
 FRAMES_AT_ONCE = 16  # on a CPU: fewer are slower (4: a tenth), more are no faster
 FRAMES_AT_ONCE_ON_GPU = 64
+SMALL_PASS = 8e9  # floating-point operations: on a CPU, threads take longer to wake than such a pass gains by them
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -60,6 +62,7 @@ class StableDiffusion:
         self.layers = self_attention_layers(names)
         self.injected_layers = injected_attention_layers(self.layers)
         self.levels = noise_levels(self.pipeline.scheduler.config)
+        self._flops: dict[tuple[int, int], int] = {}  # latent size → floating-point operations of a pass over one frame
         self.at_once = self.runtime.frames_per_pass or FRAMES_AT_ONCE  # halved where memory does not hold so many
 
     def each_pass(self, frames: int, do: Callable[[slice], None]) -> None:
@@ -146,9 +149,32 @@ class StableDiffusion:
         """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""
         dtype = self.runtime.dtype
         batch = latents.to(dtype, memory_format=torch.channels_last)  # as the weights are: a tenth faster on a CPU
-        out: Tensor = self.unet(batch, timestep, encoder_hidden_states=text.to(dtype), return_dict=False)[0]
+        with one_thread(self._is_small(latents)):
+            out: Tensor = self.unet(batch, timestep, encoder_hidden_states=text.to(dtype), return_dict=False)[0]
         self.on_pass(len(latents))
         return out.float()
+
+    def _is_small(self, latents: Tensor) -> bool:
+        """Whether a pass over `latents` is better done on one thread. Never asked of the clock: bits depend on it."""
+        if self.runtime.device != "cpu" or torch.get_num_threads() == 1:
+            return False
+        size = (latents.shape[2], latents.shape[3])
+        if size not in self._flops:
+            self._flops[size] = forward_flops(dict(self.unet.config), size)
+        return len(latents) * self._flops[size] < SMALL_PASS
+
+
+@contextmanager
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Have torch's operators use one thread until the block ends, where that is wanted."""
+    threads = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if wanted:
+            torch.set_num_threads(threads)
 
 
 def noise_levels(config: Any) -> NoiseLevels:
