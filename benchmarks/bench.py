@@ -1,5 +1,8 @@
 """The benchmark: floor, published method and ours on the same work, each piece in a process of its own.
 
+On a CPU everything is done in two rounds, and each piece counts as in its faster one: a machine that others use wavers
+by more than what is to be told apart, and a floor measured in a slow minute would flatter us.
+
 `tf bench` calls it. What is measured goes to benchmarks/results/bench-SIZE.json, and the ratios to the terminal.
 """
 
@@ -23,6 +26,7 @@ from store.errors import InputError, TokenflowError
 ROOT = Path(__file__).parents[1]
 SCALE = (64, 512)  # frames
 SCALE_STEPS = 4
+ROUNDS = 2  # one where a GPU is needed: it does not waver, and is lent by the minute
 MEGABYTE = 1e6
 
 Result = dict[str, Any]
@@ -45,11 +49,17 @@ def run_bench(names: Sequence[str], *, scale: bool, device: str, precision: str,
             raise InputError(f"size {name} needs a GPU; run tf bench {name} --device cuda where there is one")
     result: Result = {"machine": machine(device), "sizes": {}}
     for name in names:
-        with tempfile.TemporaryDirectory(prefix="tf-bench-") as folder:
-            bench = Bench(SIZES[name], Path(folder), device, precision, profile, say)
-            result["sizes"][name] = bench.measured()
-            if scale and name == "pocket":
-                result["scale"] = bench.scaled()
+        rounds = 1 if SIZES[name].needs_gpu else ROUNDS
+        measured, scaled = [], []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory(prefix="tf-bench-") as folder:
+                bench = Bench(SIZES[name], Path(folder), device, precision, profile, say)
+                measured.append(bench.measured())
+                if scale and name == "pocket":
+                    scaled.append(bench.scaled())
+        result["sizes"][name] = summed_up(SIZES[name], measured)
+        if scaled:
+            result["scale"] = compared(faster(scaled))
     return result
 
 
@@ -61,7 +71,7 @@ class Bench:
         self.options = ["--device", device, "--precision", precision, *(["--profile"] if profile else [])]
 
     def measured(self) -> Result:
-        """Every piece of work on this size, and their ratios."""
+        """Every piece of work on this size, once."""
         work = {"floor-prepare": self.piece("floor-prepare"), "floor-edit": self.piece("floor-edit")}
         work |= {name: self.piece(name) for name in ("prepare", "first-edit", "second-edit")}
         work["fast-edit"] = self.piece("second-edit", "--preset", "fast")
@@ -69,29 +79,17 @@ class Bench:
             work["prepare-drop-tokens"] = self.piece("prepare", "--drop-tokens")
         if self.size.name != "pocket":
             work |= {name: self.piece(name) for name in ("baseline", "baseline-heads")}
-        seconds = {name: taken["wall_seconds"] for name, taken in work.items()}
-        result = {"size": described(self.size), "work": work, "ratios": ratios(seconds)}
+        measured: Result = {"work": work}
         if self.size.name == "pocket":
-            result["commands"] = self.commands()
+            measured["commands"] = self.commands()
         if self.size.needs_gpu:
-            result["field"] = self.piece("field")
-        return result
+            measured["field"] = self.piece("field")
+        return measured
 
     def scaled(self) -> Result:
-        """A long clip against a short one, in few steps: seconds per frame of every stage, and peak memory."""
-        short, long = (
-            {name: self.scaled_piece(name, frames) for name in ("prepare", "second-edit")} for frames in SCALE
-        )
-        rows: Result = {"frames": list(SCALE), "steps": SCALE_STEPS, "short": short, "long": long}
-        rows["peak_memory_ratio"] = {
-            name: long[name]["peak_rss_bytes"] / short[name]["peak_rss_bytes"] for name in short
-        }
-        per_frame = [
-            {name: seconds / frames for name, seconds in stage_seconds(pieces).items()}
-            for frames, pieces in zip(SCALE, (short, long), strict=True)
-        ]
-        rows["seconds_per_frame_ratio"] = {name: per_frame[1][name] / per_frame[0][name] for name in per_frame[0]}
-        return rows
+        """A long clip and a short one, in few steps."""
+        pieces = ("prepare", "second-edit")
+        return {f"{name} {frames}": self.scaled_piece(name, frames) for frames in SCALE for name in pieces}
 
     def scaled_piece(self, name: str, frames: int) -> Result:
         """One piece of work on so many frames."""
@@ -119,7 +117,7 @@ class Bench:
             "no_op": min(timed([sys.executable, "-m", "cli", *run]) for _ in range(3)),
             "imports_of_no_op": min(timed(imports) for _ in range(3)),
         }
-        return {**least, "no_op_over_imports": least["no_op"] / least["imports_of_no_op"], "no_op_loads_model": False}
+        return {**least, "no_op_loads_model": False}
 
 
 LISTED = """
@@ -134,6 +132,38 @@ assert not any(name.startswith(("diffusers", "transformers")) for name in sys.mo
 names = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
 print(json.dumps(sorted(name for name in names if not name.startswith("_") and "." not in name and name != "cli")))
 """
+
+
+def faster(rounds: Sequence[Result]) -> Result:
+    """Piece → what it took in its faster round."""
+    return {name: min((each[name] for each in rounds), key=lambda taken: taken["wall_seconds"]) for name in rounds[0]}
+
+
+def summed_up(size: Size, rounds: Sequence[Result]) -> Result:
+    """One size: each piece in its faster round, and their ratios."""
+    work = faster([each["work"] for each in rounds])
+    seconds = {name: taken["wall_seconds"] for name, taken in work.items()}
+    result = {"size": described(size), "rounds": len(rounds), "work": work, "ratios": ratios(seconds)}
+    if "commands" in rounds[0]:
+        least = {name: min(each["commands"][name] for each in rounds) for name in rounds[0]["commands"]}
+        result["commands"] = {**least, "no_op_over_imports": least["no_op"] / least["imports_of_no_op"]}
+    if "field" in rounds[0]:
+        result["field"] = rounds[0]["field"]
+    return result
+
+
+def compared(pieces: Result) -> Result:
+    """A long clip against a short one: seconds per frame of every stage, and peak memory."""
+    short, long = ({name.split()[0]: piece for name, piece in pieces.items() if name.endswith(f" {n}")} for n in SCALE)
+    per_frame = [
+        {name: seconds / frames for name, seconds in stage_seconds(clip).items()}
+        for frames, clip in zip(SCALE, (short, long), strict=True)
+    ]
+    return {
+        "frames": list(SCALE), "steps": SCALE_STEPS, "short": short, "long": long,
+        "peak_memory_ratio": {name: long[name]["peak_rss_bytes"] / short[name]["peak_rss_bytes"] for name in short},
+        "seconds_per_frame_ratio": {name: per_frame[1][name] / per_frame[0][name] for name in per_frame[0]},
+    }  # fmt: skip
 
 
 def stage_seconds(pieces: Result) -> dict[str, float]:

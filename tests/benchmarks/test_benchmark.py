@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import baseline, floor
-from benchmarks.bench import lines_of, ratios, run_bench
+from benchmarks.bench import compared, faster, lines_of, ratios, run_bench
 from benchmarks.field_rate import field_rate
 from stages.backbones.stable_diffusion import StableDiffusion
 from store.errors import InputError
@@ -92,6 +92,23 @@ def test_ratios_are_of_what_they_name() -> None:
     }  # fmt: skip
     kept = ratios({**seconds, "prepare-drop-tokens": 10.5})
     assert (kept["prepare / floor"], kept["prepare, tokens kept / floor"]) == (1.05, 1.1)
+
+
+def test_a_piece_counts_as_in_its_faster_round() -> None:
+    rounds = [
+        {"floor": {"wall_seconds": 3.0}, "ours": {"wall_seconds": 4.0}},
+        {"floor": {"wall_seconds": 2.0}, "ours": {"wall_seconds": 5.0}},
+    ]
+    assert {name: taken["wall_seconds"] for name, taken in faster(rounds).items()} == {"floor": 2.0, "ours": 4.0}
+
+
+def test_a_long_clip_is_compared_frame_by_frame() -> None:
+    def piece(seconds: float, peak: int) -> dict[str, Any]:
+        return {"wall_seconds": seconds, "peak_rss_bytes": peak, "stage_seconds": {"invert_frames": seconds}}
+
+    found = compared({"prepare 64": piece(6.4, 100), "prepare 512": piece(102.4, 120)})
+    assert found["peak_memory_ratio"] == {"prepare": 1.2}
+    assert found["seconds_per_frame_ratio"]["invert_frames"] == pytest.approx(2)
 
 
 @pytest.mark.parametrize(("name", "says"), [("tiny", "have pocket, mini, full"), ("full", "needs a GPU")])

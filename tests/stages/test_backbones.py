@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from stages import invert_frames
-from stages.backbones.layout import geometry, layout, noise_schedule, read_configs
+from stages.backbones import stable_diffusion
+from stages.backbones.layout import forward_flops, geometry, layout, noise_schedule, read_configs
 from stages.backbones.stable_diffusion import (
     Runtime,
     StableDiffusion,
@@ -366,3 +367,24 @@ def test_as_many_frames_as_fit_are_a_power_of_two(tiny_folder: Path) -> None:
     fitting = [frames_that_fit(pipeline, 1 << bits) for bits in range(10, 40)]
     assert fitting[0] == 1 and fitting[-1] == 64 and fitting == sorted(fitting)
     assert all(frames & (frames - 1) == 0 for frames in fitting)
+
+
+@torch.inference_mode()
+def test_a_small_pass_is_done_on_one_thread(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(str(tiny_folder), Runtime())
+    per_frame = forward_flops(dict(model.unet.config), (8, 10))
+    assert forward_flops(dict(model.unet.config), (16, 20)) > 4 * per_frame, "attention grows faster than the picture"
+    monkeypatch.setattr(stable_diffusion, "SMALL_PASS", 2.5 * per_frame)
+    text, seen = model.encode_text([""]), []
+    model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for frames in (2, 3):
+            model.predict_noise(torch.randn(frames, 4, 8, 10), 401, text.expand(frames, -1, -1))
+        with pytest.raises(RuntimeError):
+            model.predict_noise(torch.randn(1, 9, 8, 10), 401, text)
+        assert torch.get_num_threads() == 2, "put back, after an error too"
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2, 1]
