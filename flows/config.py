@@ -67,7 +67,7 @@ class EditConfig(Frozen):
         2, title="Keyframe offsets", description="places in an interval a keyframe may have", ge=1, le=64
     )
     attended_keyframes: int = Field(
-        16, title="Attended keyframes", description="beyond so many, not all attend to all", ge=1, le=4096
+        8, title="Attended keyframes", description="beyond so many, not all attend to all", ge=1, le=4096
     )
     blend: Blend = Field("linear", title="Blend", description="how two keyframes are mixed")
 

@@ -64,7 +64,7 @@ class EditSpec(Frozen):
     guidance_stop: float = Field(1.0, ge=0, le=1)
     feature_reuse: int = Field(1, ge=1, le=10)
     editor: editors.EditorChoice
-    attended_keyframes: int = Field(16, ge=1, le=4096)  # beyond so many, see `keyframe_groups`
+    attended_keyframes: int = Field(8, ge=1, le=4096)  # beyond so many, see `keyframe_groups`
     solver: Solver = "ddim"
 
     @model_validator(mode="after")
