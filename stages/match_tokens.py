@@ -26,7 +26,7 @@ from .diffusion.matching import nearest_tokens, normalized
 
 VERSION = 1
 TIMESTEPS_PER_PART = 5
-WHOLE_PART_BYTES = 1 << 18  # to write a file takes 1 to 2 ms; to unpack this much at each of its timesteps, less
+WHOLE_PART_BYTES = 1 << 19  # to write a file takes 1 to 2 ms; to unpack this much at each of its timesteps, less
 
 
 class Spec(Frozen):
