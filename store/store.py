@@ -164,7 +164,7 @@ class Store:
         name = f"{now:%Y%m%d-%H%M%S}-{now.microsecond:05x}{secrets.randbelow(16):x}"
         text = json.dumps({**run, "id": name}, indent=1, ensure_ascii=False)
         with writing(self.root, f"run {name}"):
-            write_whole(self.layout.runs / f"{name}.json", text)
+            write_whole(self.layout.runs / f"{name}.json", text, durable=True)
         return name
 
     def runs(self) -> list[dict[str, Any]]:
@@ -230,6 +230,12 @@ class Store:
             probe = self.layout.drafts / f".probe-{secrets.token_hex(4)}"
             write_whole(probe, "")
             probe.unlink()
+        objects = self.root / "objects"
+        if objects.exists() and objects.stat().st_dev != self.layout.drafts.stat().st_dev:
+            raise StorePlaceError(
+                f"{objects} is on another disk than {self.layout.drafts}, and nothing can be moved between them; "
+                "keep the whole store on one disk, or name another place with --store"
+            )
 
     # inside
 
@@ -258,7 +264,7 @@ class Store:
                     f"{self.root} is no store and not empty (it holds {strangers[0]!r}); "
                     "name an empty or new folder with --store"
                 )
-            write_whole(self.layout.format, f"{FORMAT}\n")
+            write_whole(self.layout.format, f"{FORMAT}\n", durable=True)
 
     def _record(self, key: ArtifactKey | str) -> Record | None:
         if isinstance(key, ArtifactKey):

@@ -1,7 +1,8 @@
-"""What an adversary, or bad luck, may do to a store that is in use: nothing half-written is found, nothing reads as 0."""
+"""What an adversary, or bad luck, may do to a store in use: nothing half-written is found, nothing reads as zeros."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,16 @@ def moved(store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
         patch.setattr(Draft, "_publish", stop)
         make_demo(store)
     return store.layout.draft("demo_stage", demo_key().hex)
+
+
+@contextmanager
+def losing_its_place() -> Iterator[None]:
+    """A block that must end because the store, or its drafts, are no longer where they were."""
+    with pytest.raises(
+        StorePlaceError,
+        match=r"drafts was moved or removed while demo_stage/\w+ was written there; put the store in its",
+    ):
+        yield
 
 
 # what was found and goes away
@@ -197,17 +209,16 @@ def test_a_folder_is_flushed_with_all_that_is_in_it(tmp_path: Path, monkeypatch:
 
 def test_a_draft_that_another_process_has_taken_over_does_no_harm(store: Store, tmp_path: Path) -> None:
     undisturbed = make_demo(Store(tmp_path / "undisturbed"))
-    with pytest.raises(StorePlaceError, match=r"drafts was moved or removed while demo_stage/\w+ was written there; "):  # noqa: PT012, SIM117
-        with store.draft(demo_key(), demo_schema()) as draft:
-            draft.write(PARTS[0], demo_blocks(PARTS[0]))
-            shutil.rmtree(store.layout.drafts)
-            with store.draft(demo_key(), demo_schema()) as second:
-                for part in PARTS[:2]:
-                    second.write(part, demo_blocks(part))
-                with pytest.raises(StorePlaceError, match="was moved or removed"):
-                    draft.write(PARTS[1], demo_blocks(PARTS[1]))
-                second.write(PARTS[2], demo_blocks(PARTS[2]))
-                second.attrs["fps"] = 24.0
+    with losing_its_place(), store.draft(demo_key(), demo_schema()) as draft:
+        draft.write(PARTS[0], demo_blocks(PARTS[0]))
+        shutil.rmtree(store.layout.drafts)
+        with store.draft(demo_key(), demo_schema()) as second:
+            for part in PARTS[:2]:
+                second.write(part, demo_blocks(part))
+            with losing_its_place():
+                draft.write(PARTS[1], demo_blocks(PARTS[1]))
+            second.write(PARTS[2], demo_blocks(PARTS[2]))
+            second.attrs["fps"] = 24.0
     found = store.find(demo_key())
     assert found is not None
     assert found.digest == undisturbed.digest
@@ -228,10 +239,7 @@ def test_a_store_that_is_moved_away_is_told_and_goes_on_in_its_new_place(
         if when == "end":
             store.root.rename(elsewhere)
 
-    with (
-        pytest.raises(StorePlaceError, match="was moved or removed while .* put the store in its place or name it"),
-        store.draft(demo_key(), demo_schema()) as draft,
-    ):
+    with losing_its_place(), store.draft(demo_key(), demo_schema()) as draft:
         draft.write(PARTS[0], demo_blocks(PARTS[0]))
         draft.write(PARTS[1], moving(PARTS[1]) if when != "commit" else demo_blocks(PARTS[1]))
         draft.write(PARTS[2], demo_blocks(PARTS[2]))
@@ -244,7 +252,7 @@ def test_a_store_that_is_moved_away_is_told_and_goes_on_in_its_new_place(
 
 
 def test_a_store_that_is_removed_and_made_anew_is_left_alone(store: Store) -> None:
-    with pytest.raises(StorePlaceError, match="was moved or removed"), store.draft(demo_key(), demo_schema()) as draft:  # noqa: PT012
+    with losing_its_place(), store.draft(demo_key(), demo_schema()) as draft:
         draft.write(PARTS[0], demo_blocks(PARTS[0]))
         shutil.rmtree(store.root)
         Store(store.root)
@@ -273,6 +281,16 @@ def test_parts_of_a_draft_that_cannot_be_removed_are_not_taken_for_those_of_anot
         with pytest.raises(StorePlaceError, match=r"cannot write demo .*drafts.* cannot be removed"):
             make_demo(store, schema=changed)
     assert make_demo(store, schema=changed).attrs["scale"] == 1.0
+
+
+def test_a_store_on_two_disks_is_told_before_anything_is_computed(store: Store, tmp_path: Path) -> None:
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second disk here")
+    store.check_writable()
+    (store.root / "objects").symlink_to(other)
+    with pytest.raises(StorePlaceError, match=r"objects is on another disk than .*drafts, .*; keep the whole store on"):
+        store.check_writable()
 
 
 # files that are hashed
@@ -321,8 +339,6 @@ def test_a_note_about_other_times_or_another_size_is_not_believed(store: Store, 
     known = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
     true = store.file_hash(path)
     store.layout.hashes.mkdir(exist_ok=True)
-    import hashlib
-
     note = store.layout.hashes / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}.json"
     note.write_text(json.dumps({**known, lie: known[lie] + 1, "blake3": "f" * 64}))
     assert store.file_hash(path) == true
