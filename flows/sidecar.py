@@ -83,7 +83,7 @@ class Sidecar(Frozen):
         """Put it beside `clip`, whole or not at all; InputError where that cannot be written."""
         file = sidecar_file(clip)
         try:
-            write_whole(file, self.model_copy(update={"run": run}).model_dump_json(indent=1) + "\n")
+            write_whole(file, self.model_copy(update={"run": run}).model_dump_json(indent=1) + "\n", durable=True)
         except OSError as error:
             raise InputError(f"{file} cannot be written ({error.strerror}); choose another folder") from None
 

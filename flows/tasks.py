@@ -186,8 +186,9 @@ class Session:
         def compute() -> Artifact:
             inputs = {role: step() for role, step in needs.items()}
             with ExitStack() as drafts:
-                second = None if self.store.find(also.key) else drafts.enter_context(self.draft(also))
                 draft = drafts.enter_context(self.draft(node))
+                # Entered last, so committed first: after a kill in between, what `node` stands on is there.
+                second = None if self.store.find(also.key) else drafts.enter_context(self.draft(also))
                 open_parts = [*draft.missing(), *(second.missing() if second else [])]
 
                 def do(part: range) -> None:
@@ -222,6 +223,7 @@ class Session:
         with self.store.draft(node.key, self.plan.schema(node)) as draft:
             draft.note = self.note(node)
             draft.provenance.update(self.plan.provenance)
+            draft.needed = self.plan.needed_bytes(node)
             yield draft
 
     def note(self, node: Node, prompts: tuple[str, ...] = ()) -> dict[str, JsonValue]:

@@ -104,8 +104,10 @@ class Artifact(Mapping[str, Any]):
     def _open(self) -> xarray.Dataset:
         import xarray
 
+        from store.zarr_io import Committed
+
         try:
-            return xarray.open_zarr(self.path, chunks=None, consolidated=True)
+            return xarray.open_zarr(Committed(self.path, read_only=True), chunks=None, consolidated=True)
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
                 f"{self} is damaged: {self.path} cannot be opened ({error}); delete that folder"

@@ -26,11 +26,11 @@ from pydantic import JsonValue
 
 from store import zarr_io
 from store.artifact import Artifact
-from store.errors import SchemaError
+from store.errors import SchemaError, StoreError
 from store.hashing import payload_hash
 from store.keys import ArtifactKey, canonical, canonical_json
-from store.layout import Layout, regular_files, write_whole, writing
-from store.records import FileEntry, Record, changed_files, fault, manifest_digest, now, software
+from store.layout import Layout, flush, flush_tree, regular_files, write_whole, writing
+from store.records import FileEntry, Record, changed_files, manifest_digest, now, software
 from store.rules import broken_rule
 from store.schemas import Block, Frozen, Schema, Variable
 
@@ -91,8 +91,10 @@ class Draft:
 
     attrs, note   found while computing: set them inside the `with`; attrs become the group's (JSON only)
     provenance    what computes it, beside the versions that are recorded anyway: `draft.provenance.update(device=…)`
+    needed        bytes that the whole takes, told where the disk is full; set it where a variable grows
     found         the artifact, where another process (or an earlier run) had committed it: nothing is missing then
     artifact      the artifact, after the `with`
+    check_held    raises when this draft is no longer ours to write; asked before anything counts
     """
 
     def __init__(self, layout: Layout, key: ArtifactKey, schema: Schema) -> None:
@@ -102,16 +104,18 @@ class Draft:
         self.note: JsonValue = None
         self.provenance: dict[str, JsonValue] = {}
         self.found: Artifact | None = None
+        self.check_held: Callable[[], None] = lambda: None
         self._committed: Artifact | None = None
         self._layout = layout
         self._folder = layout.draft(key.stage, key.hex)
         self._group = self._folder / "group"
         self._parts = schema.divided()
-        self._needed = schema.nbytes()
+        self.needed = schema.nbytes()
         self._done: dict[int, Marker] = {}
         self._owner: dict[str, int] = {}  # chunk file → the part that wrote it
         self._arrays: dict[str, Any] = {}
         self._mutex = threading.Lock()
+        self._is_full = False
         check_layout(schema, str(key))
 
     @property
@@ -173,12 +177,14 @@ class Draft:
         with self._writing():
             if not schema_file.is_file() or schema_file.read_text(encoding="utf-8") != promised:
                 self.drop()
+                if self._folder.exists():  # what is left would be taken for parts of this promise
+                    raise OSError(f"what an earlier run left in {self._folder} cannot be removed")
                 write_whole(schema_file, promised)
             self._group.mkdir(exist_ok=True)
             for number in range(len(self._parts)):
                 self._take_up(number)
             for name in regular_files(self._group):
-                if "/c/" in name and name not in self._owner:
+                if name not in self._owner and not name.endswith("zarr.json"):  # which is written anew
                     (self._group / name).unlink()
             self._arrays = zarr_io.create_arrays(self._group, self.schema, self._grown())
 
@@ -187,8 +193,14 @@ class Draft:
         pending = self._folder / "record.json"
         if not pending.is_file() or self._group.exists():
             return None
-        record = Record.model_validate_json(pending.read_bytes())
-        return None if fault(self._layout, record) else self._publish(record)
+        try:
+            record = Record.model_validate_json(pending.read_bytes())
+        except ValueError:  # damaged, and nothing but the work behind it is lost
+            return None
+        if record.hex != self.key.hex or changed_files(self._layout.object(record.digest), record.files):
+            return None
+        with self._writing():
+            return self._publish(record)
 
     def commit(self) -> None:
         """Check the whole, name it by its bytes, move it to the objects, and write the record last.
@@ -196,6 +208,7 @@ class Draft:
         raises    SchemaError when a part was never written (the finished ones stay), or when the whole breaks the
                   schema (the draft is removed then: its parts cannot be told good from bad)
         """
+        self.check_held()
         missing = self.missing()
         if missing:
             raise SchemaError(
@@ -211,9 +224,16 @@ class Draft:
                 self.drop()
                 raise
             record = self._record(actual, attrs)
+            flush_tree(self._group)  # before the record: after a power cut it must not speak of bytes that are gone
+            self.check_held()
             write_whole(self._folder / "record.json", record.to_json(), durable=True)
             self._move(record)
             self._committed = self._publish(record)
+
+    def close(self) -> None:
+        """Where the disk was full, remove what writes that were under way have put there since the draft went."""
+        if self._is_full:
+            self.drop()
 
     def drop(self) -> None:
         """Remove everything that was written; all parts are missing again."""
@@ -226,7 +246,11 @@ class Draft:
         return f"{self.schema.artifact} {self.key}"
 
     def _writing(self) -> Any:
-        return writing(self._layout.root, self._name, self._needed, self.drop)
+        return writing(self._layout.root, self._name, self.needed, self._give_back)
+
+    def _give_back(self) -> None:
+        self._is_full = True
+        self.drop()
 
     def _error(self, variable: str, rule: str) -> SchemaError:
         return SchemaError(f"{self._name}: {variable} {rule}")
@@ -251,6 +275,7 @@ class Draft:
         if block.values.dtype != np.dtype(variable.dtype):
             raise self._error(block.variable, f"must be {variable.dtype}, but a block is {block.values.dtype}")
         region = self._region(work, block, variable)
+        self.check_held()
         broken = broken_rule(variable, block.values, block.start)
         if broken:
             raise self._error(block.variable, broken)
@@ -293,6 +318,7 @@ class Draft:
         return tuple(region)
 
     def _finish(self, work: _Part, seconds: Callable[[], float]) -> None:
+        self.check_held()
         for name, variable in self.schema.variables.items():
             if self.schema.parts and self.schema.parts[0] in variable.dims and None not in variable.shape:
                 dim = variable.dims.index(self.schema.parts[0])
@@ -328,7 +354,11 @@ class Draft:
         return FileEntry(size=path.stat().st_size, blake3=payload_hash(path))
 
     def _forget(self, work: _Part) -> None:
-        """Undo a part that did not come to its end."""
+        """Undo a part that did not come to its end, unless what lies there may be another's by now."""
+        try:
+            self.check_held()
+        except StoreError:
+            return
         with self._mutex:
             for name in work.files:
                 self._owner.pop(name, None)
@@ -415,11 +445,20 @@ class Draft:
             if not target.is_dir():
                 raise
             shutil.rmtree(self._group)  # equal bytes, committed under another key
+        flush(target.parent)
 
     def _publish(self, record: Record) -> Artifact:
         path = self._layout.record(record.stage, record.hex)
         path.parent.mkdir(parents=True, exist_ok=True)
-        (self._folder / "record.json").replace(path)
+        pending = self._folder / "record.json"
+        for kept in self._folder.iterdir():  # first: no later run looks here once the record is there
+            if kept.is_dir():
+                shutil.rmtree(kept, ignore_errors=True)
+            elif kept != pending:
+                kept.unlink()
+        pending.replace(path)
+        flush(path.parent)
+        flush(path.parent.parent)
         shutil.rmtree(self._folder, ignore_errors=True)
         return Artifact(self._layout.object(record.digest), record)
 

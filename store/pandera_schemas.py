@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,7 @@ def _coordinate(dim: str, labels: tuple[int, ...]) -> Coordinate:
 
 
 def _plain(error: Any) -> str:
-    """The sentence inside pandera's 'ValueError("…")'."""
+    """The sentence inside pandera's 'ValueError("…")', or that of another error."""
     text = str(error)
-    return text[len('ValueError("') : -2] if text.startswith('ValueError("') and text.endswith('")') else text
+    inside = re.fullmatch(r'\w+Error\("(.*)"\)', text, re.DOTALL)
+    return inside[1] if inside else text

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Literal
 
 from blake3 import blake3
@@ -96,7 +97,12 @@ def fault(layout: Layout, record: Record) -> str | None:
         return "collected"
     if folder.is_symlink() or not folder.is_dir():
         return f"damaged: {folder} is not a folder"
-    present = regular_files(folder)
+    try:
+        present = regular_files(folder)
+    except FileNotFoundError:  # it is being removed at this moment
+        return "collected"
+    except OSError as error:
+        return f"damaged: {folder} cannot be read ({error.strerror or error})"
     for name, entry in record.files.items():
         if name not in present:
             return f"damaged: file {name} is missing"
@@ -107,12 +113,15 @@ def fault(layout: Layout, record: Record) -> str | None:
 
 def changed_files(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
     """Names of `files` below `folder` that are missing or whose bytes have another hash."""
-    present = regular_files(folder) if folder.is_dir() else {}
-    return [
-        name
-        for name, entry in files.items()
-        if present.get(name) != entry.size or payload_hash(folder / name) != entry.blake3
-    ]
+    return [name for name, entry in files.items() if _is_changed(folder / name, entry)]
+
+
+def _is_changed(path: Path, entry: FileEntry) -> bool:
+    try:
+        stat = path.lstat()
+        return not S_ISREG(stat.st_mode) or stat.st_size != entry.size or payload_hash(path) != entry.blake3
+    except OSError:  # gone, or cannot be read any more
+        return True
 
 
 def manifest_digest(files: Mapping[str, FileEntry]) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -85,14 +87,17 @@ class Store:
         if draft.found:
             yield draft
             return
-        with self._alone(key):
+        with self._alone(key) as draft.check_held:
             draft.found = self.find(key) or draft.finish_interrupted_commit()
             if draft.found:
                 yield draft
                 return
-            draft.open()
-            yield draft
-            draft.commit()
+            try:
+                draft.open()
+                yield draft
+                draft.commit()
+            finally:
+                draft.close()
 
     def verify(self, record: Record) -> list[str]:
         """Names of the files of an artifact that are missing or whose bytes have changed; reads all of it."""
@@ -159,7 +164,7 @@ class Store:
         name = f"{now:%Y%m%d-%H%M%S}-{now.microsecond:05x}{secrets.randbelow(16):x}"
         text = json.dumps({**run, "id": name}, indent=1, ensure_ascii=False)
         with writing(self.root, f"run {name}"):
-            write_whole(self.layout.runs / f"{name}.json", text)
+            write_whole(self.layout.runs / f"{name}.json", text, durable=True)
         return name
 
     def runs(self) -> list[dict[str, Any]]:
@@ -225,6 +230,12 @@ class Store:
             probe = self.layout.drafts / f".probe-{secrets.token_hex(4)}"
             write_whole(probe, "")
             probe.unlink()
+        objects = self.root / "objects"
+        if objects.exists() and objects.stat().st_dev != self.layout.drafts.stat().st_dev:
+            raise StorePlaceError(
+                f"{objects} is on another disk than {self.layout.drafts}, and nothing can be moved between them; "
+                "keep the whole store on one disk, or name another place with --store"
+            )
 
     # inside
 
@@ -253,7 +264,7 @@ class Store:
                     f"{self.root} is no store and not empty (it holds {strangers[0]!r}); "
                     "name an empty or new folder with --store"
                 )
-            write_whole(self.layout.format, f"{FORMAT}\n")
+            write_whole(self.layout.format, f"{FORMAT}\n", durable=True)
 
     def _record(self, key: ArtifactKey | str) -> Record | None:
         if isinstance(key, ArtifactKey):
@@ -263,14 +274,19 @@ class Store:
         return read_record(paths[0]) if paths else None
 
     @contextmanager
-    def _alone(self, key: ArtifactKey) -> Iterator[None]:
-        """Hold the lock of `key`; its file stays, since removing it would let two holders in."""
+    def _alone(self, key: ArtifactKey) -> Iterator[Callable[[], None]]:
+        """Hold the lock of `key`; its file stays, since removing it would let two holders in.
+
+        Gives a check, to be called before what is written counts: StorePlaceError once the lock's file is not in its
+        place, since the folder was moved or removed and nothing keeps another process from writing there.
+        """
         from filelock import FileLock, Timeout
 
         folder = self.layout.draft(key.stage, key.hex)
         with writing(self.root, str(key)):
             folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f"{folder.name}.lock"), thread_local=False)
+        place = folder.with_name(f"{folder.name}.lock")
+        lock = FileLock(place, thread_local=False)
         with writing(self.root, str(key)):
             try:
                 lock.acquire(timeout=0)
@@ -278,9 +294,30 @@ class Store:
                 log.info("waiting for another process that is computing %s", key)
                 lock.acquire(poll_interval=0.1)
         try:
-            yield
+            held = place.stat()
+
+            def check_held() -> None:
+                with suppress(OSError):
+                    if os.path.samestat(held, place.stat()):
+                        return
+                self._clear_away(folder)
+                raise StorePlaceError(
+                    f"{folder.parent} was moved or removed while {key} was written there; "
+                    "put the store in its place or name it with --store, and run again"
+                )
+
+            yield check_held
         finally:
             lock.release()
+
+    def _clear_away(self, draft: Path) -> None:
+        """Where no store is any more, remove the folders that writing into it has made anew."""
+        if self.layout.format.exists():
+            return
+        shutil.rmtree(draft, ignore_errors=True)
+        for empty in (draft.parent, self.root):
+            with suppress(OSError):
+                empty.rmdir()
 
     def _kept_parts(self, key: ArtifactKey) -> int:
         parts = self.layout.draft(key.stage, key.hex) / "parts"

@@ -15,7 +15,9 @@ import numpy as np
 import zarr
 from pydantic import JsonValue
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import LocalStore
 
+from store.errors import StoreError
 from store.schemas import Schema, Variable
 
 # xarray turns these words of a `units` attribute into times; the symbols it leaves alone
@@ -87,5 +89,16 @@ def open_array(path: Path) -> Any:
 
 
 def open_group(path: Path) -> Any:
-    """Read-only handle of a committed group."""
-    return zarr.open_group(path, mode="r", zarr_format=3)
+    """Read-only handle of a committed group; StoreError where a chunk that is read has gone meanwhile."""
+    return zarr.open_group(Committed(path, read_only=True), mode="r", zarr_format=3)
+
+
+class Committed(LocalStore):
+    """The files of a committed group. All were there when it was found: a chunk that is not there now was removed."""
+
+    async def get(self, key: str, *given: Any, **named: Any) -> Any:
+        """As zarr asks for one file; for zarr alone, None would mean a chunk full of fill values."""
+        found = await super().get(key, *given, **named)
+        if found is None and "/c/" in f"/{key}":
+            raise StoreError(f"{self.root / key} was removed while it was in use; run again, and it is made anew")
+        return found

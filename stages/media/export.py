@@ -5,6 +5,7 @@ A file appears under its name only once it is whole; nothing is cropped, padded 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -299,6 +300,8 @@ def _whole_or_not_at_all(path: Path) -> Iterator[OutputContainer]:
             with _writing(path):
                 container.close()
         with _writing(path):
+            with part.open("r+b") as file:
+                os.fsync(file.fileno())  # else a power cut may leave an empty clip under that name
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
