@@ -248,6 +248,7 @@ class Draft:
                 f"{self._name} is incomplete: {len(missing)} of {len(self._parts)} parts were never written, "
                 f"the first is {self._span(missing[0])}"
             )
+        shutil.rmtree(self._folder / "scratch", ignore_errors=True)  # every part is finished: nothing goes on from it
         with self._writing():
             attrs = _plain_json({**self.schema.attrs, **self.attrs}, f"{self._name}: attribute")
             zarr_io.write_group(self._group, self.schema, attrs)

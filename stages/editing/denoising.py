@@ -158,9 +158,7 @@ class Denoiser:
         raises             NonFiniteLatents, naming the timestep and the first bad frame
         """
         now = self.backbone.to_device(self.editor.first_latents(self.frames).numpy())
-        place = {frame: row for row, frame in enumerate(self.frames)}
-        support = {int(frame): row for row, frame in enumerate(self.field["support"][:])}
-        wanted, end = [place[frame] for frame in followed], len(self.timesteps)
+        wanted = [self.frames.index(frame) for frame in followed]
         for step in range(self.steps.start):
             yield Moment(step, now[wanted], now)
         sampling = Sampling(self.backbone.levels, self.spec.solver)
@@ -170,23 +168,24 @@ class Denoiser:
             known = passed.followed(step, (len(wanted), *now.shape[1:]))
             assert known is not None, f"what was kept of step {step} is gone"
             yield Moment(step, self.backbone.to_device(known), None)
-        self._reads = self._reading(range(first, end))
-        for step in range(first, end):
+        self._reads = self._reading(range(first, len(self.timesteps)))
+        for step in range(first, len(self.timesteps)):
             moment = Moment(step, now[wanted], now)
             self._keep(passed, moment, sampling)
             yield moment
-            drawn = [int(frame) for frame in self.keyframes[step]]
-            if keyframe_latents is None:
-                keyframes = now[[place[frame] for frame in drawn]]
-            else:
-                keyframes = self.backbone.to_device(keyframe_latents[step][[support[frame] for frame in drawn]])
-            noise = self.noise(step, now, keyframes)
-            following = self.timesteps[step + 1] if step + 1 < end else None
+            noise = self.noise(step, now, self._keyframes_of(step, now, keyframe_latents))
+            following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
             now = sampling.step(now, noise, self.timesteps[step], following)
             self._finite(passed, now, stage, step)
-        moment = Moment(end, now[wanted], now)
+        moment = Moment(len(self.timesteps), now[wanted], now)
         self._keep(passed, moment, sampling)
         yield moment
+
+    def _keyframes_of(self, step: int, now: Tensor, known: Array | None) -> Tensor:
+        """Latents (keyframe, c, h, w) of the step's keyframes: among `now`, or `known` (timestep, support, c, h, w)."""
+        among = self.frames if known is None else [int(frame) for frame in self.field["support"][:]]
+        rows = [among.index(int(frame)) for frame in self.keyframes[step]]
+        return now[rows] if known is None else self.backbone.to_device(known[step][rows])
 
     def _gone_on(self, passed: PassedSteps, start: Tensor, followed: int, sampling: Sampling) -> tuple[int, Tensor]:
         """The step to go on from, and latents (frame, c, h, w) there: the edit's first step where nothing is kept.
