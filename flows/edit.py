@@ -10,7 +10,7 @@ from store.schemas import Blocks
 
 from .plan import Node
 from .prepare import Prepared, prepare
-from .tasks import Along, Session, Step
+from .tasks import Along, Kept, Session, Step
 
 
 def edit(session: Session) -> list[Artifact]:
@@ -35,28 +35,33 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
     # The field is asked for before the tokens: where they are not kept, matching writes the tokens' artifact as well.
     source: dict[str, Any] = {"latents": prepared.latents, "field": prepared.field, "tokens": prepared.tokens}
 
-    def keyframes(part: range, latents: Artifact, tokens: Artifact, field: Artifact) -> Blocks:
+    def keyframes(part: range, scratch: Kept, latents: Artifact, tokens: Artifact, field: Artifact) -> Blocks:
         return edit_keyframes.run(
             keyframe_node.spec, part, latents=latents, tokens=tokens, field=field, timesteps=plan.timesteps,
-            backbone=session.backbone,
+            backbone=session.backbone, scratch=scratch,
         )  # fmt: skip
 
-    def propagate(part: range, keyframe_edit: Artifact, latents: Artifact, tokens: Artifact, field: Artifact) -> Blocks:
+    def propagate(
+        part: range, scratch: Kept, keyframe_edit: Artifact, latents: Artifact, tokens: Artifact, field: Artifact
+    ) -> Blocks:
         return propagate_tokens.run(
             edit_node.spec, part, edit=keyframe_node.spec, keyframe_edit=keyframe_edit, latents=latents, tokens=tokens,
-            field=field, timesteps=plan.timesteps, backbone=session.backbone,
+            field=field, timesteps=plan.timesteps, backbone=session.backbone, scratch=scratch,
         )  # fmt: skip
 
-    def together(part: range, put: Along, latents: Artifact, tokens: Artifact, field: Artifact) -> Blocks:
+    def together(
+        part: range, put: Along, scratch: Kept, latents: Artifact, tokens: Artifact, field: Artifact
+    ) -> Blocks:
         return propagate_tokens.run_whole(
             edit_node.spec, part, edit=keyframe_node.spec, latents=latents, tokens=tokens, field=field,
             timesteps=plan.timesteps, backbone=session.backbone, put_keyframes=put, editing_keyframes=put.working,
+            scratch=scratch,
         )  # fmt: skip
 
     prompts = (keyframe_node.spec.prompt, keyframe_node.spec.negative_prompt)
-    keyframe_edit = session.stage(keyframe_node, keyframes, prompts=prompts, **source)
+    keyframe_edit = session.stage(keyframe_node, keyframes, prompts=prompts, scratch=True, **source)
     # Where a preview has made the keyframes they are continued; else all frames are denoised at once, which runs every
     # joint pass once instead of twice.
-    continued = session.stage(edit_node, propagate, keyframe_edit=keyframe_edit, **source)
-    at_once = session.fused(edit_node, keyframe_node, together, prompts=prompts, **source)
+    continued = session.stage(edit_node, propagate, scratch=True, keyframe_edit=keyframe_edit, **source)
+    at_once = session.fused(edit_node, keyframe_node, together, prompts=prompts, scratch=True, **source)
     return keyframe_edit, Step(session, edit_node, lambda: continued() if session.find(keyframe_node) else at_once())

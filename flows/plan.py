@@ -14,6 +14,7 @@ from typing import Any
 from stages import decode_frames, edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
 from stages.backbones.layout import ModelLayout
 from stages.diffusion.ddim import inversion_timesteps, timesteps
+from stages.editing.resuming import STATES_KEPT
 from stages.media.video import VideoInfo, choose_size, parse_frames, probe
 from store.artifact import Artifact
 from store.errors import InputError
@@ -163,6 +164,16 @@ class Plan:
     def needed_bytes(self, node: Node) -> int:
         """Bytes the node's artifact takes, before compression; 0 where it is there."""
         return 0 if self.find(node) else self.schema(node).nbytes(self.frames)
+
+    def scratch_bytes(self, node: Node) -> int:
+        """Bytes that an edit keeps beside its artifact, until that is committed, to go on from where it is stopped."""
+        edit = next((pair[0] for pair in self.edits if node in pair), None)
+        if edit is None:
+            return 0
+        latents = "clean_latents" if node is edit else "latents"
+        states = (STATES_KEPT + 1) * (1 if edit.spec.solver == "ddim" else 2)
+        followed = self.schema(edit).variables["latents"].nbytes()
+        return followed + states * self.schema(node).variables[latents].nbytes()
 
     def summary(self) -> str:
         """One sentence on what the run would do about tokens, and on the whole."""

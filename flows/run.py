@@ -136,7 +136,8 @@ def _walk(
     missing = plan.to_compute(preview=name == "preview-video")
     if missing:
         check_device(plan)
-        _check_store(plan.store, sum(plan.needed_bytes(node) for node in missing))
+        scratch = max(plan.scratch_bytes(node) for node in missing)  # that of one edit at a time
+        _check_store(plan.store, sum(plan.needed_bytes(node) for node in missing) + scratch)
     chosen = choose_engine(engine, bool(missing))
     return session, work(session) if chosen == "direct" else run_with_prefect(session, work, name)
 

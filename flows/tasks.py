@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from store.artifact import Artifact
@@ -23,6 +25,8 @@ from .plan import Node, Plan
 
 Run = Callable[..., Blocks]
 """(part, role=artifact, …) → blocks: a stage's `run` with everything but its inputs filled in."""
+
+SPENT = "spent"  # the name in a draft's scratch
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,42 @@ class Along:
             self.seconds = before + time.perf_counter() - began
 
 
+class Kept:
+    """What an unfinished part keeps in its draft to go on from, and with it what was spent on the part so far.
+
+    along   whose seconds are told apart; set to those of interrupted runs
+    """
+
+    def __init__(self, session: Session, draft: Draft, along: Along) -> None:
+        self.session, self.draft, self.along = session, draft, along
+        seconds, along.seconds, units = spent(draft)
+        self._began, self._passed_before = time.perf_counter() - seconds, session.passed - units
+
+    def seconds(self) -> float:
+        """What the part took until now, less what was done along; interrupted runs included."""
+        return time.perf_counter() - self._began - self.along.seconds
+
+    def keep(self, name: str, values: NDArray[Any]) -> None:
+        """Keep an array, and what it took to get there."""
+        self.draft.keep(name, values)
+        units = self.session.passed - self._passed_before
+        self.draft.keep(SPENT, np.array((self.seconds() + self.along.seconds, self.along.seconds, units)))
+
+    def recall(self, name: str) -> NDArray[Any] | None:
+        """An array that was kept."""
+        return self.draft.recall(name)
+
+    def forget(self, name: str) -> None:
+        """Keep it no more."""
+        self.draft.forget(name)
+
+
+def spent(draft: Draft) -> tuple[float, float, int]:
+    """What interrupted runs spent on the draft's unfinished part: seconds, those of them along, units of progress."""
+    kept = draft.recall(SPENT)
+    return (0.0, 0.0, 0) if kept is None else (float(kept[0]), float(kept[1]), int(kept[2]))
+
+
 class Step:
     """One stage of a run: call it to have its artifact."""
 
@@ -141,6 +181,7 @@ class Session:
         self.engine: Engine = engine or Direct()
         self.progress: Progress = progress or Quiet()
         self.uses: dict[str, Use] = {}
+        self.passed = 0  # units of progress that the model has made
         self._loading = threading.Lock()
         self._load = backbone
         self._backbone: Any = None
@@ -153,9 +194,13 @@ class Session:
                 from .runtime import load_backbone
 
                 self._backbone = self._load() if self._load else load_backbone(self.plan)
-                self._backbone.on_pass = self.progress.advance
+                self._backbone.on_pass = self._advance
                 self._backbone.on_note = self.progress.note
         return self._backbone
+
+    def _advance(self, units: int) -> None:
+        self.passed += units
+        self.progress.advance(units)
 
     def find(self, node: Node) -> Artifact | None:
         """The artifact of a node, counted as reused."""
@@ -165,22 +210,34 @@ class Session:
             self.engine.found(node, artifact)
         return artifact
 
-    def stage(self, node: Node, run: Run, prompts: tuple[str, ...] = (), **needs: Step) -> Step:
-        """A stage whose `run` gets its part and the artifacts it needs; `prompts` are what it has the model read."""
+    def stage(self, node: Node, run: Run, prompts: tuple[str, ...] = (), scratch: bool = False, **needs: Step) -> Step:
+        """A stage whose `run` gets its part and the artifacts it needs.
+
+        prompts   what it has the model read
+        scratch   whether it is one part that goes on inside: then `run` gets `scratch`, the draft's, as well
+        """
 
         def compute() -> Artifact:
             inputs = {role: step() for role, step in needs.items()}
             with self.draft(node) as draft:
-                self.work(node, draft.missing(), lambda part: draft.write(part, run(part, **inputs)))
+
+                def do(part: range) -> None:
+                    kept = Kept(self, draft, Along())
+                    draft.write(part, run(part, **inputs, **({"scratch": kept} if scratch else {})), kept.seconds)
+
+                self.work(node, draft.missing(), do, done=spent(draft)[2])
                 draft.note = self.note(node, prompts)
             return self.committed(node, draft)
 
         return Step(self, node, compute)
 
-    def fused(self, node: Node, also: Node, run: Run, prompts: tuple[str, ...] = (), **needs: Step) -> Step:
+    def fused(
+        self, node: Node, also: Node, run: Run, prompts: tuple[str, ...] = (), scratch: bool = False, **needs: Step
+    ) -> Step:
         """Like `stage`, but the same work writes a second artifact: `run` gets `put`, an `Along`, for its blocks.
 
-        also   what `node` stands on; where both are made, an engine shows the work as its, and `node` as made along
+        also      what `node` stands on; where both are made, an engine shows the work as its, and `node` as made along
+        scratch   as in `stage`: it is that of `node`'s draft, from which the blocks of both come again
         """
 
         def compute() -> Artifact:
@@ -194,18 +251,18 @@ class Session:
                 def do(part: range) -> None:
                     with ExitStack() as writing:
                         put = Along()
+                        kept = Kept(self, draft, put)
                         if second and part in second.missing():
                             put.put = writing.enter_context(second.writing(part, lambda: put.seconds))
-                        blocks = run(part, put=put, **inputs)
+                        blocks = run(part, put=put, **inputs, **({"scratch": kept} if scratch else {}))
                         if part in draft.missing():
-                            began = time.perf_counter()
-                            draft.write(part, blocks, lambda: time.perf_counter() - began - put.seconds)
+                            draft.write(part, blocks, kept.seconds)
                         else:
                             for _ in blocks:
                                 pass
 
                 parts = sorted(set(open_parts), key=lambda part: part.start)
-                self.work(node, parts, do, shown=also if second else node)
+                self.work(node, parts, do, shown=also if second else node, done=spent(draft)[2])
                 if second:
                     second.note = self.note(also, prompts)
             if second is None:
@@ -240,11 +297,16 @@ class Session:
         """The end of `prompt` that the model does not read."""
         return str(self.backbone.cut_from(prompt)) if prompt else ""
 
-    def work(self, node: Node, parts: list[range], do: Callable[[range], None], shown: Node | None = None) -> None:
-        """Have the engine do `parts`, with progress; it shows them as parts of `shown`, or of the node itself."""
+    def work(
+        self, node: Node, parts: list[range], do: Callable[[range], None], shown: Node | None = None, done: int = 0
+    ) -> None:
+        """Have the engine do `parts`, with progress; it shows them as parts of `shown`, or of the node itself.
+
+        done   units of them that interrupted runs have done
+        """
         total = len(self.plan.schema(node).divided())
         units = self.plan.units(node) * len(parts) // total
-        self.progress.begin(node, units)
+        self.progress.begin(node, max(0, units - done))
         try:
             self.engine.work(shown or node, parts, do)
         finally:

@@ -14,6 +14,7 @@ from .backbones import Backbone
 from .backbones.layout import ModelLayout
 from .diffusion.chunks import blocks_of
 from .editing.denoising import Denoiser, EditSpec, latents_block
+from .editing.resuming import NOTHING_KEPT, Scratch
 
 VERSION = 2
 Spec = EditSpec
@@ -61,10 +62,11 @@ def outputs(spec: Spec, *, field: Schema, layout: ModelLayout) -> Schema:
 @torch.inference_mode()
 def run(
     spec: Spec, part: range, *, latents: Arrays, tokens: Arrays, field: Arrays, timesteps: tuple[int, ...],
-    backbone: Backbone,
+    backbone: Backbone, scratch: Scratch = NOTHING_KEPT,
 ) -> Blocks:  # fmt: skip
     """Denoise the support: at each step its keyframes jointly, the rest of it along the field.
 
+    scratch  where steps that are done are kept, and those of a run that was stopped are found
     yields   latents (timestep, frame, c, h, w), clean_latents (frame, c, h, w), rgb (frame, height, width, 3) uint8
     raises   NonFiniteLatents, naming the timestep and the first bad frame
     """
@@ -72,7 +74,7 @@ def run(
     denoiser = Denoiser(
         spec, support, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone
     )
-    for step, now in denoiser.trajectory("edit_keyframes"):
-        yield latents_block(step, now, timesteps)
+    for moment in denoiser.trajectory("edit_keyframes", followed=support, scratch=scratch):
+        yield latents_block(moment, timesteps)
     for block in blocks_of(len(support)):
-        yield Block("rgb", (block.start, 0, 0, 0), backbone.decode(now[block.start : block.stop]))
+        yield Block("rgb", (block.start, 0, 0, 0), backbone.decode(moment.edited[block.start : block.stop]))

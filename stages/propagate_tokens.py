@@ -20,6 +20,7 @@ from .backbones import Backbone
 from .backbones.layout import ModelLayout
 from .diffusion.chunks import FRAMES_PER_BLOCK, blocks_of
 from .editing.denoising import Denoiser, EditSpec, latents_block
+from .editing.resuming import NOTHING_KEPT, Scratch
 
 VERSION = 2
 
@@ -62,10 +63,12 @@ def outputs(spec: Spec, *, frames: Schema, layout: ModelLayout) -> Schema:
 def run(
     spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
     timesteps: tuple[int, ...], backbone: Backbone, keyframe_edit: Arrays,
+    scratch: Scratch = NOTHING_KEPT,
 ) -> Blocks:  # fmt: skip
     """Denoise all frames that are never keyframes, then decode the clip.
 
     edit     what the keyframe edit was asked for
+    scratch  where the newest step is kept, and that of a run that was stopped is found
     yields   latents (frame, c, h, w) float32, rgb (frame, height, width, 3) uint8
     raises   NonFiniteLatents, naming the timestep and the first bad frame
     """
@@ -78,8 +81,9 @@ def run(
         denoiser = Denoiser(
             edit, frames, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone
         )
-        [(_, now)] = deque(denoiser.trajectory("propagate_tokens", keyframe_edit["latents"]), maxlen=1)
-        rest = now.cpu()[[row for row, frame in enumerate(frames) if frame not in set(support)]]
+        moments = denoiser.trajectory("propagate_tokens", keyframe_edit["latents"], scratch=scratch)
+        [moment] = deque(moments, maxlen=1)
+        rest = moment.edited.cpu()[[row for row, frame in enumerate(frames) if frame not in set(support)]]
         clean = torch.cat([clean, rest])
     order = [*support, *(frame for frame in clip if frame not in set(support))]
     position = {frame: row for row, frame in enumerate(order)}
@@ -101,7 +105,7 @@ def run(
 def run_whole(
     spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
     timesteps: tuple[int, ...], backbone: Backbone, put_keyframes: Callable[[Block], None],
-    editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext,
+    editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, scratch: Scratch = NOTHING_KEPT,
 ) -> Blocks:  # fmt: skip
     """Like `run`, where the keyframe edit is not there yet: all frames at once, so that no joint pass is run twice.
 
@@ -114,12 +118,12 @@ def run_whole(
         edit, clip, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
         editing_keyframes=editing_keyframes,
     )  # fmt: skip
-    for step, now in denoiser.trajectory("propagate_tokens"):
-        put_keyframes(latents_block(step, now[support], timesteps))
+    for moment in denoiser.trajectory("propagate_tokens", followed=support, scratch=scratch):
+        put_keyframes(latents_block(moment, timesteps))
     pictures: list[np.ndarray[Any, Any]] = []
     put = 0
     for block in blocks_of(len(clip)):
-        chosen = now[block.start : block.stop].cpu()
+        chosen = moment.edited[block.start : block.stop].cpu()
         rgb = backbone.decode(chosen)
         yield Block("latents", (block.start, 0, 0, 0), chosen.numpy())
         yield Block("rgb", (block.start, 0, 0, 0), rgb)

@@ -4,12 +4,15 @@ drafts/<stage>-<key>/
     schema.json      what was promised; another promise makes the draft worthless
     group/           the Zarr group as it grows
     parts/<n>.json   marker of a finished part: its files with size and hash; what no marker names does not count
+    scratch/<name>   an array that unfinished work goes on from: a line with its hash, then .npy; never in the artifact
     record.json      during the commit only: the record, from before the group moves until the record does
 """
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import threading
 import time
@@ -19,9 +22,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from pydantic import JsonValue
 
 from store import zarr_io
@@ -170,6 +175,45 @@ class Draft:
             self._forget(work)
             raise
 
+    def keep(self, name: str, values: np.ndarray[Any, Any]) -> None:
+        """Keep an array of work that is not finished, to be recalled by the next run where this one is stopped.
+
+        It is there whole or not at all, takes the place of what was kept under `name`, and is gone with the draft: it
+        is no part of the artifact. Keeping nothing where the artifact was found.
+
+        name     small letters, digits, dots and underscores
+        raises   StorePlaceError when the disk is full (the draft is removed then)
+        """
+        if self.found:
+            return
+        data = io.BytesIO()
+        np.save(data, values, allow_pickle=False)
+        with self._writing():
+            write_whole(self._scratch(name), self._header(name, data.getvalue()) + data.getvalue())
+
+    def recall(self, name: str) -> np.ndarray[Any, Any] | None:
+        """The array that was kept under `name`, by this run or one before it; None where there is none to be trusted.
+
+        Not trusted: what is damaged, was kept for another draft or under another name, or was computed on something
+        else than `provenance` says now (another device, another precision).
+        """
+        if self.found:
+            return None
+        try:
+            header, _, data = self._scratch(name).read_bytes().partition(b"\n")
+            if header + b"\n" != self._header(name, data):
+                return None
+            values: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+            return values
+        except (OSError, ValueError):
+            return None
+
+    def forget(self, name: str) -> None:
+        """Keep nothing under `name` any more."""
+        if not self.found:
+            with self._writing():
+                self._scratch(name).unlink(missing_ok=True)
+
     def open(self) -> None:
         """Take up the draft that an earlier run left, keeping parts whose files are what their markers say."""
         schema_file = self._folder / "schema.json"
@@ -186,6 +230,8 @@ class Draft:
             for name in regular_files(self._group):
                 if name not in self._owner and not name.endswith("zarr.json"):  # which is written anew
                     (self._group / name).unlink()
+            for half_written in (self._folder / "scratch").glob(".*"):
+                half_written.unlink()
             self._arrays = zarr_io.create_arrays(self._group, self.schema, self._grown())
 
     def finish_interrupted_commit(self) -> Artifact | None:
@@ -215,6 +261,7 @@ class Draft:
                 f"{self._name} is incomplete: {len(missing)} of {len(self._parts)} parts were never written, "
                 f"the first is {self._span(missing[0])}"
             )
+        shutil.rmtree(self._folder / "scratch", ignore_errors=True)  # every part is finished: nothing goes on from it
         with self._writing():
             attrs = _plain_json({**self.schema.attrs, **self.attrs}, f"{self._name}: attribute")
             zarr_io.write_group(self._group, self.schema, attrs)
@@ -244,6 +291,15 @@ class Draft:
     @property
     def _name(self) -> str:
         return f"{self.schema.artifact} {self.key}"
+
+    def _scratch(self, name: str) -> Path:
+        assert re.fullmatch(r"[a-z0-9_][a-z0-9_.]*", name), f"{name!r} cannot name what is kept"
+        return self._folder / "scratch" / name
+
+    def _header(self, name: str, data: bytes) -> bytes:
+        """The line before what is kept: what it is the `name` of, in which draft, made on what, and its hash."""
+        of = {"key": self.key.hex, "name": name, "by": self.provenance, "blake3": blake3(data).hexdigest()}
+        return canonical_json(of).encode() + b"\n"
 
     def _writing(self) -> Any:
         return writing(self._layout.root, self._name, self.needed, self._give_back)

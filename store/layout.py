@@ -101,13 +101,13 @@ def writing(root: Path, what: str, needed: int = 0, on_full: Callable[[], None] 
         ) from error
 
 
-def write_whole(path: Path, text: str, durable: bool = False) -> None:
+def write_whole(path: Path, text: str | bytes, durable: bool = False) -> None:
     """Write `text` to `path` so that a reader finds all of it or nothing; `durable` survives a power cut as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with draft.open("wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

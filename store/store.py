@@ -153,7 +153,9 @@ class Store:
         near = self._nearest(key)
         differences = self._differences(near.recipe, key, upstream or {}) if near else ()
         reasons = [f"interrupted, {kept} finished parts are kept"] if kept else []
-        reasons += differences or ([] if kept else ["nothing like it yet"])
+        if not kept and self._keeps_scratch(key):
+            reasons = ["interrupted inside, goes on where it was"]
+        reasons += differences or ([] if reasons else ["nothing like it yet"])
         return Explanation(reason=", ".join(reasons), differences=differences, nearest=near.hex if near else None)
 
     # runs
@@ -322,6 +324,10 @@ class Store:
     def _kept_parts(self, key: ArtifactKey) -> int:
         parts = self.layout.draft(key.stage, key.hex) / "parts"
         return len(list(parts.glob("[0-9]*.json")))
+
+    def _keeps_scratch(self, key: ArtifactKey) -> bool:
+        scratch = self.layout.draft(key.stage, key.hex) / "scratch"
+        return scratch.is_dir() and any(scratch.iterdir())
 
     def _nearest(self, key: ArtifactKey) -> Record | None:
         """The record of the same stage with the fewest differences, the newest of equals.

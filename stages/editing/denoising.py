@@ -30,7 +30,7 @@ from ..diffusion.attention import (
     gathered_rows,
     keyframe_groups,
 )
-from ..diffusion.checks import finite
+from ..diffusion.checks import NonFiniteLatents, finite
 from ..diffusion.choices import Solver
 from ..diffusion.chunks import rows
 from ..diffusion.ddim import guided
@@ -38,6 +38,7 @@ from ..diffusion.heaps import give_back_holes
 from ..diffusion.patching import Hook, patched
 from ..diffusion.solvers import Sampling
 from .reading import read_ahead
+from .resuming import NOTHING_KEPT, Moment, PassedSteps, Scratch
 from .reuse import Reuse
 
 KEYFRAMES_PER_PASS = 8  # short blocks of keyframes are put into one pass while there are no more of them
@@ -135,41 +136,91 @@ class Denoiser:
         self.weights: NDArray[Any] = field["weights"][:]
         self.whole = self._whole_steps()
         self.reuse = Reuse(backbone.unet, backbone.layers) if spec.feature_reuse > 1 else None
-        joint_steps = (step for step in self.steps if self.whole[step])
-        self._reads = read_ahead((stretch for step in joint_steps for stretch in self.stretches(step)), self._read)
+        self._reads = self._reading(self.steps)
 
     @property
     def steps(self) -> range:
         """Positions in `timesteps` that this edit visits, in order."""
         return range(self.editor.first_step, len(self.timesteps))
 
-    def trajectory(self, stage: str, keyframe_latents: Array | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Latents (frame, c, h, w) float32 at the start of every step of `timesteps`, and at its end the clean ones.
+    def trajectory(
+        self, stage: str, keyframe_latents: Array | None = None, *, followed: Sequence[int] = (),
+        scratch: Scratch = NOTHING_KEPT,
+    ) -> Iterator[Moment]:  # fmt: skip
+        """Where the edit stands at the start of every step of `timesteps`, and at its end.
 
-        Before the edit's first step they are where it starts.
+        Before the edit's first step it stands where it starts. What `scratch` holds of a run that was stopped is taken
+        from there: no such step is done again, but those after the newest whole one where features are reused.
 
         stage              whose name an error bears
         keyframe_latents   (timestep, support, c, h, w): where the keyframes are known, and not among `frames`
+        followed           frames, of `frames`, whose latents are wanted of every step
         raises             NonFiniteLatents, naming the timestep and the first bad frame
         """
         now = self.backbone.to_device(self.editor.first_latents(self.frames).numpy())
-        place = {frame: row for row, frame in enumerate(self.frames)}
-        support = {int(frame): row for row, frame in enumerate(self.field["support"][:])}
+        wanted = [self.frames.index(frame) for frame in followed]
         for step in range(self.steps.start):
-            yield step, now
+            yield Moment(step, now[wanted], now)
         sampling = Sampling(self.backbone.levels, self.spec.solver)
-        for step in self.steps:
-            yield step, now
-            drawn = [int(frame) for frame in self.keyframes[step]]
-            if keyframe_latents is None:
-                known = now[[place[frame] for frame in drawn]]
-            else:
-                known = self.backbone.to_device(keyframe_latents[step][[support[frame] for frame in drawn]])
-            noise = self.noise(step, now, known)
+        passed = PassedSteps(scratch, "at_once" if keyframe_latents is None else "continued")
+        first, now = self._gone_on(passed, now, len(wanted), sampling)
+        for step in range(self.steps.start, first):
+            known = passed.followed(step, (len(wanted), *now.shape[1:]))
+            assert known is not None, f"what was kept of step {step} is gone"
+            yield Moment(step, self.backbone.to_device(known), None)
+        self._reads = self._reading(range(first, len(self.timesteps)))
+        for step in range(first, len(self.timesteps)):
+            moment = Moment(step, now[wanted], now)
+            self._keep(passed, moment, sampling)
+            yield moment
+            noise = self.noise(step, now, self._keyframes_of(step, now, keyframe_latents))
             following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
             now = sampling.step(now, noise, self.timesteps[step], following)
-            finite(now, stage, self.timesteps[step], self.frames)
-        yield len(self.timesteps), now
+            self._finite(passed, now, stage, step)
+        moment = Moment(len(self.timesteps), now[wanted], now)
+        self._keep(passed, moment, sampling)
+        yield moment
+
+    def _keyframes_of(self, step: int, now: Tensor, known: Array | None) -> Tensor:
+        """Latents (keyframe, c, h, w) of the step's keyframes: among `now`, or `known` (timestep, support, c, h, w)."""
+        among = self.frames if known is None else [int(frame) for frame in self.field["support"][:]]
+        rows = [among.index(int(frame)) for frame in self.keyframes[step]]
+        return now[rows] if known is None else self.backbone.to_device(known[step][rows])
+
+    def _gone_on(self, passed: PassedSteps, start: Tensor, followed: int, sampling: Sampling) -> tuple[int, Tensor]:
+        """The step to go on from, and latents (frame, c, h, w) there: the edit's first step where nothing is kept.
+
+        start      latents at the edit's first step     followed   number of frames that are followed
+        sampling   is told what it guessed last
+        """
+        shape = (1 if self.spec.solver == "ddim" else 2, *start.shape)
+        found = passed.newest(self._resumable(), shape, self.steps.start, (followed, *start.shape[1:]))
+        if found is None:
+            return self.steps.start, start
+        step, (latents, *guess) = found[0], self.backbone.to_device(found[1])
+        if guess:
+            sampling.before = guess[0], self.timesteps[step - 1]
+        return step, latents
+
+    def _resumable(self) -> list[int]:
+        """Steps that can be gone on from, and the end: a whole pass finds anew all that later ones reuse."""
+        return [*(step for step in self.steps[1:] if self.whole[step]), len(self.timesteps)]
+
+    def _keep(self, passed: PassedSteps, moment: Moment, sampling: Sampling) -> None:
+        """Keep what a run that is stopped from here on needs to go on here."""
+        if moment.step < len(self.timesteps):
+            passed.keep_followed(moment.step, moment.followed)
+        if moment.step in self._resumable():
+            guess = [sampling.before[0]] if sampling.before else []
+            passed.keep_state(moment.step, torch.stack([moment.edited, *guess]))
+
+    def _finite(self, passed: PassedSteps, latents: Tensor, stage: str, step: int) -> None:
+        """Raise NonFiniteLatents where latents are not; then nothing that led there is gone on from."""
+        try:
+            finite(latents, stage, self.timesteps[step], self.frames)
+        except NonFiniteLatents:
+            passed.forget_states()
+            raise
 
     def noise(self, step: int, latents: Tensor, keyframe_latents: Tensor) -> Tensor:
         """Noise (frame, c, h, w) of `frames` at `step`; steps are asked for in order, each once.
@@ -328,6 +379,11 @@ class Denoiser:
         parts = noise.unflatten(0, (branches, len(latents)))
         return parts[0] if branches == 1 else guided(parts[0], parts[1], conditions.guidance_scale)
 
+    def _reading(self, steps: range) -> Iterator[tuple[Stretch, SourceRead]]:
+        """What the stretches of `steps` need of the disk, in order."""
+        joint_steps = (step for step in steps if self.whole[step])
+        return read_ahead((stretch for step in joint_steps for stretch in self.stretches(step)), self._read)
+
     def _read(self, stretch: Stretch) -> SourceRead:
         """What a stretch needs of the disk; called from the reading thread."""
         step, injection = stretch.step, self.editor.injection(stretch.step)
@@ -348,11 +404,12 @@ class Denoiser:
         return self.backbone.to_device(values.numpy())
 
 
-def latents_block(step: int, latents: Tensor, timesteps: tuple[int, ...]) -> Block:
-    """One yield of `trajectory`, as the artifact of edit_keyframes holds it: latents (frame, c, h, w) on the CPU."""
-    if step == len(timesteps):
-        return Block("clean_latents", (0, 0, 0, 0), latents.cpu().numpy())
-    return Block("latents", (step, 0, 0, 0, 0), latents[None].cpu().numpy())
+def latents_block(moment: Moment, timesteps: tuple[int, ...]) -> Block:
+    """One yield of `trajectory` that follows the support, as the artifact of edit_keyframes holds it."""
+    latents = moment.followed.cpu().numpy()
+    if moment.step == len(timesteps):
+        return Block("clean_latents", (0, 0, 0, 0), latents)
+    return Block("latents", (moment.step, 0, 0, 0, 0), latents[None])
 
 
 def _read_rows(array: Array, step: int, chosen: Sequence[int]) -> Tensor:

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from stages import edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
 from stages.backbones.layout import ModelLayout, layout, read_configs
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion
+from stages.editing.resuming import NOTHING_KEPT, Scratch
 from store.schemas import Block, Schema, Variable
 
 from .memory import collect
@@ -122,30 +123,32 @@ def edit_spec(
     return edit_keyframes.Spec(prompt=prompt, editor=editors.choose(editor, settings or {}), **fields)
 
 
-def edit_of_keyframes(prepared: Prepared, spec: edit_keyframes.Spec) -> Held:
+def edit_of_keyframes(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Scratch = NOTHING_KEPT) -> Held:
     """edit_keyframes."""
     return collect(
         edit_keyframes.outputs(spec, field=prepared.schemas["field"], layout=prepared.layout),
         lambda part: edit_keyframes.run(
             spec, part, latents=prepared.latents, tokens=prepared.tokens, field=prepared.field,
-            timesteps=prepared.timesteps, backbone=prepared.backbone,
+            timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch,
         ),
     )  # fmt: skip
 
 
-def propagate(prepared: Prepared, spec: edit_keyframes.Spec, keyframe_edit: Held) -> Held:
+def propagate(
+    prepared: Prepared, spec: edit_keyframes.Spec, keyframe_edit: Held, scratch: Scratch = NOTHING_KEPT
+) -> Held:
     """propagate_tokens."""
     own = propagate_tokens.Spec()
     return collect(
         propagate_tokens.outputs(own, frames=frames_schema(prepared.rgb), layout=prepared.layout),
         lambda part: propagate_tokens.run(
             own, part, edit=spec, keyframe_edit=keyframe_edit, latents=prepared.latents, tokens=prepared.tokens,
-            field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone,
+            field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch,
         ),
     )  # fmt: skip
 
 
-def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec) -> tuple[Held, Held]:
+def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Scratch = NOTHING_KEPT) -> tuple[Held, Held]:
     """Both editing stages' artifacts, keyframes' and clip's, made together."""
     own, blocks = propagate_tokens.Spec(), list[Block]()
     edited = collect(
@@ -153,6 +156,7 @@ def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec) -> tuple[Held, H
         lambda part: propagate_tokens.run_whole(
             own, part, edit=spec, latents=prepared.latents, tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, put_keyframes=blocks.append,
+            scratch=scratch,
         ),
     )  # fmt: skip
     keyframes = edit_keyframes.outputs(spec, field=prepared.schemas["field"], layout=prepared.layout)

@@ -1,0 +1,283 @@
+"""A run that was killed goes on where it was: what was done of a stage, and inside an edit, is not done again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.plan import Node
+from flows.tasks import Quiet
+from store.store import Store
+from tests.flows.runs import digests, small_clip
+from tests.flows.watched import Event, run, watch
+
+ROOT = Path(__file__).parents[2]
+FRAMES, STEPS = 20, 6  # two parts of invert_frames, two of the stages that are divided by timestep
+
+Events = list[Event]
+
+
+class Stopped(Exception):
+    """Somebody stopped it."""
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=FRAMES)
+
+
+@pytest.fixture(scope="module")
+def events() -> Iterator[Events]:
+    """What was asked of the model since the list was cleared."""
+    heard: Events = []
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, heard.append)
+        yield heard
+
+
+@pytest.fixture(scope="module")
+def asked(long_clip: Path, tiny_folder: Path) -> Callable[..., dict[str, Any]]:
+    """The plan of a small edit in a store, in JSON; `runtime` and whatever else is given are changed."""
+
+    def make(place: Path, runtime: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
+        config = {
+            "video": str(long_clip), "model": str(tiny_folder), "steps": STEPS, "keyframe_interval": 4,
+            "prompts": ["a red ball"], **changed,
+        }  # fmt: skip
+        return {"config": config, "runtime": runtime or {}, "store": str(place / "store")}
+
+    return make
+
+
+Undisturbed = Callable[..., tuple[dict[Any, str], Events]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    asked: Callable[..., dict[str, Any]], events: Events, tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
+    """Digests and events of runs when nothing goes wrong: a preview where there is to be one, then the edit."""
+    known: dict[str, tuple[dict[Any, str], Events]] = {}
+
+    def make(previewed: bool = False, **options: Any) -> tuple[dict[Any, str], Events]:
+        name = json.dumps([previewed, options])
+        if name not in known:
+            events.clear()
+            plan = asked(tmp_path_factory.mktemp("undisturbed"), **options)
+            for preview in [True] * previewed + [False]:
+                result = run(plan, preview)
+            known[name] = digests(result), list(events)
+        return known[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def killing() -> Iterator[Callable[..., int]]:
+    """Makes a run in another process that is killed at an event; says how that process ended."""
+    command = [sys.executable, "-m", "tests.flows.watched"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+
+        def kill(plan: dict[str, Any], event: int, preview: bool = False) -> int:
+            process.stdin.write(json.dumps({"plan": plan, "event": event, "preview": preview}) + "\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        yield kill
+        process.stdin.close()
+
+
+def number(events: Events, stage: str, share: float) -> int:
+    """The number of the event after which `share` of a stage's events are done, counted from 1."""
+    own = [place for place, event in enumerate(events, 1) if event.stage == stage]
+    return own[int(share * (len(own) - 1))]
+
+
+def onward(events: Events, killed: int) -> Events:
+    """Events from the beginning of what was in hand at number `killed`: a part, and of an edit a step."""
+    last = events[killed - 1]
+    inside = last.stage in ("edit_keyframes", "propagate_tokens")
+    first = next(
+        place for place, event in enumerate(events)
+        if (event.stage, event.part) == (last.stage, last.part) and (event.at == last.at or not inside)
+    )  # fmt: skip
+    return events[first:]
+
+
+def nothing_but_whole_artifacts(place: Path) -> None:
+    """What a killed run leaves to be found has every byte that was promised."""
+    store = Store(place / "store")
+    for record in store.records():
+        assert store.find(record.hex) is not None and store.verify(record) == []
+
+
+UNFITTING = {"runtime": {"token_budget": 0}}  # tokens are matched as they are extracted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "share", "previewed", "options"),
+    [
+        ("invert_frames", 0.3, False, {}),  # in the first part: nothing else is done yet
+        ("invert_frames", 0.9, False, {}),
+        ("extract_tokens", 0.95, False, {}),
+        ("match_tokens", 0.95, False, {}),
+        ("match_tokens", 0.95, False, UNFITTING),
+        ("propagate_tokens", 0.1, False, {}),
+        ("propagate_tokens", 0.8, False, {}),
+        ("propagate_tokens", 1.0, False, {"solver": "dpmpp_2m"}),
+        ("propagate_tokens", 0.8, False, {"editor": "sdedit", "attended_keyframes": 3}),
+        ("edit_keyframes", 0.8, True, {}),
+        ("propagate_tokens", 0.8, True, {}),
+    ],
+)
+def test_a_killed_run_does_again_only_what_was_in_hand(
+    stage: str, share: float, previewed: bool, options: dict[str, Any], undisturbed: Undisturbed, events: Events,
+    asked: Callable[..., dict[str, Any]], killing: Callable[..., int], tmp_path: Path,
+) -> None:  # fmt: skip
+    """SIGKILL after a pass, in a process of its own."""
+    expected, all_events = undisturbed(previewed, **options)
+    plan, at = asked(tmp_path, **options), number(all_events, stage, share)
+    previews = [True] * previewed + [False]
+    before = 0
+    if previewed and stage == "propagate_tokens":
+        previews, before = [False], sum(event.stage != stage for event in all_events)
+        run(plan, preview=True)
+    assert killing(plan, at - before, preview=previews[0]) == -9
+    nothing_but_whole_artifacts(tmp_path)
+    events.clear()
+    for preview in previews:
+        result = run(plan, preview)
+    assert events == onward(all_events, at)
+    assert digests(result) == expected
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_every_turn_still_ends(
+    undisturbed: Undisturbed, events: Events, asked: Callable[..., dict[str, Any]], killing: Callable[..., int],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Killed after as many events as the longest part has, and one: every run finishes at least a part or a step."""
+    expected, all_events = undisturbed()
+    longest = max(Counter((event.stage, event.part) for event in all_events).values())
+    plan, ends = asked(tmp_path), list[int]()
+    while 0 not in ends and len(ends) < 20:
+        ends.append(killing(plan, longest + 1))
+        nothing_but_whole_artifacts(tmp_path)
+    assert ends == [-9] * (len(ends) - 1) + [0] and len(ends) > 3
+    events.clear()
+    assert digests(run(plan)) == expected
+    assert events == []
+
+
+def stopping(events: Events, at: int) -> Callable[[pytest.MonkeyPatch], None]:
+    """Stops a run at its event number `at`."""
+
+    def told(event: Event) -> None:
+        events.append(event)
+        if len(events) == at:
+            raise Stopped
+
+    return lambda patch: watch(patch, told)
+
+
+class Totals(Quiet):
+    """Progress that remembers what each stage began with."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, int] = {}
+
+    def begin(self, node: Node, total: int) -> None:
+        self.begun[node.stage] = total
+
+
+def stopped_edit(plan: dict[str, Any], at: int) -> None:
+    """A run that an error stops at its event number `at`."""
+    with pytest.MonkeyPatch.context() as patch:
+        stopping([], at)(patch)
+        with pytest.raises(Stopped):
+            run(plan)
+
+
+def scratch(place: Path) -> dict[str, Path]:
+    """What the draft of the edit keeps."""
+    return {path.name: path for path in place.glob("store/drafts/propagate_tokens-*/scratch/*")}
+
+
+def test_an_edit_that_is_stopped_goes_on_and_progress_shows_what_is_left(
+    undisturbed: Undisturbed, events: Events, asked: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    expected, all_events = undisturbed()
+    plan, at = asked(tmp_path), number(all_events, "propagate_tokens", 0.8)
+    stopped_edit(plan, at)
+    assert "at_once.state.4" in scratch(tmp_path)
+    events.clear()
+    totals = Totals()
+    result = run(plan, progress=totals)
+    assert events == onward(all_events, at) and len(events) < 10
+    assert totals.begun == {"propagate_tokens": sum(event.frames for event in events)}
+    assert digests(result) == expected
+    assert scratch(tmp_path) == {}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_damaged_scratch_is_never_gone_on_from(
+    damage: str, undisturbed: Undisturbed, events: Events, asked: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    expected, all_events = undisturbed()
+    plan, at = asked(tmp_path), number(all_events, "propagate_tokens", 0.8)
+    stopped_edit(plan, at)
+    newest = scratch(tmp_path)["at_once.state.4"]
+    data = newest.read_bytes()
+    middle = len(data) // 2
+    newest.write_bytes(
+        data[:middle] if damage == "cut" else data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    )
+    events.clear()
+    result = run(plan)
+    before = all_events.index(onward(all_events, at)[0])  # the last event of the step before, counted from 1
+    assert events == onward(all_events, before)
+    assert digests(result) == expected
+
+
+def test_another_precision_begins_the_edit_anew(
+    undisturbed: Undisturbed, events: Events, asked: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Its numbers are others: what the record says it was computed on is true of all of it."""
+    expected, all_events = undisturbed()
+    stopped_edit(asked(tmp_path), number(all_events, "propagate_tokens", 0.8))
+    events.clear()
+    result = run(asked(tmp_path, runtime={"precision": "float32"}))
+    assert events == [event for event in all_events if event.stage == "propagate_tokens"]
+    assert digests(result) == expected
+
+
+def test_seconds_of_an_edit_are_those_of_all_its_runs(
+    undisturbed: Undisturbed, asked: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    _, all_events = undisturbed()
+    at = number(all_events, "propagate_tokens", 0.8)
+    heard: Events = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def slow(event: Event) -> None:
+            heard.append(event)
+            if event.stage == "propagate_tokens" and len(heard) == number(all_events, "propagate_tokens", 0):
+                time.sleep(1)
+            if len(heard) == at:
+                raise Stopped
+
+        watch(patch, slow)
+        with pytest.raises(Stopped):
+            run(asked(tmp_path))
+    uses = {use.node.stage: use for use in run(asked(tmp_path)).uses}
+    assert sum(uses[stage].artifact.record.seconds for stage in ("edit_keyframes", "propagate_tokens")) > 1
