@@ -30,6 +30,7 @@ from store.errors import SchemaError
 from store.hashing import payload_hash
 from store.keys import ArtifactKey, canonical, canonical_json
 from store.layout import Layout, regular_files, write_whole, writing
+from store.leases import exclusive
 from store.records import FileEntry, Record, changed_files, fault, manifest_digest, now, software
 from store.rules import broken_rule
 from store.schemas import Block, Frozen, Schema, Variable
@@ -212,8 +213,11 @@ class Draft:
                 raise
             record = self._record(actual, attrs)
             write_whole(self._folder / "record.json", record.to_json(), durable=True)
-            self._move(record)
-            self._committed = self._publish(record)
+            with exclusive(
+                self._layout
+            ):  # an equal object that is already there is not collected before it has a record
+                self._move(record)
+                self._committed = self._publish(record)
 
     def drop(self) -> None:
         """Remove everything that was written; all parts are missing again."""
