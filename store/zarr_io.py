@@ -15,7 +15,9 @@ import numpy as np
 import zarr
 from pydantic import JsonValue
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import LocalStore
 
+from store.errors import StoreError
 from store.schemas import Schema, Variable
 
 # xarray turns these words of a `units` attribute into times; the symbols it leaves alone
@@ -86,6 +88,22 @@ def open_array(path: Path) -> Any:
     return zarr.open_array(path, mode="r")
 
 
+class WholeStore(LocalStore):
+    """The files of a committed group, read only: a chunk that is not there is an error, never a fill value."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, read_only=True)
+
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        found = await super().get(key, prototype, byte_range)
+        if found is None and "/c/" in key:
+            raise StoreError(
+                f"{self.root / key} is missing: the artifact was collected while it was read, or is damaged; "
+                "run its edit again to have it back"
+            )
+        return found
+
+
 def open_group(path: Path) -> Any:
-    """Read-only handle of a committed group."""
-    return zarr.open_group(path, mode="r", zarr_format=3)
+    """Read-only handle of a committed group; reading a chunk that is missing raises StoreError."""
+    return zarr.open_group(WholeStore(path), mode="r", zarr_format=3)
