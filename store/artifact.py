@@ -90,10 +90,7 @@ class Artifact(Mapping[str, Any]):
         from store.zarr_io import open_group
 
         self._check()
-        try:
-            return open_group(self.path)
-        except OSError as error:
-            raise self._damaged(error) from error
+        return open_group(self.path)
 
     def _check(self) -> None:
         if (self.path, self.key) in _checked:
@@ -107,12 +104,11 @@ class Artifact(Mapping[str, Any]):
     def _open(self) -> xarray.Dataset:
         import xarray
 
-        from store.zarr_io import WholeStore
+        from store.zarr_io import Committed
 
         try:
-            return xarray.open_zarr(WholeStore(self.path), chunks=None, consolidated=True)
+            return xarray.open_zarr(Committed(self.path, read_only=True), chunks=None, consolidated=True)
         except (OSError, ValueError, KeyError) as error:
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: Exception) -> StoreError:
-        return StoreError(f"{self} is damaged: {self.path} cannot be opened ({error}); delete that folder")
+            raise StoreError(
+                f"{self} is damaged: {self.path} cannot be opened ({error}); delete that folder"
+            ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,8 @@ from store.errors import InputError
 from store.layout import write_whole
 
 SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock
+
+READ_BYTES = 8 << 20  # at once
 
 
 def file_hash(path: Path | str, remembered: Path | None = None) -> str:
@@ -48,10 +51,17 @@ def folder_hash(folder: Path | str, files: Iterable[str | Path], remembered: Pat
 
 
 def payload_hash(path: Path) -> str:
-    """blake3 of a file, mapped into memory and hashed by several threads where it is large."""
-    large = path.stat().st_size > 1 << 20
-    hasher = blake3(max_threads=blake3.AUTO if large else 1)
-    return hasher.update_mmap(path).hexdigest() if large else hasher.update(path.read_bytes()).hexdigest()
+    """blake3 of a file, hashed by several threads where it is large.
+
+    It is read, not mapped: a mapped file that is cut meanwhile, or that a disk cannot read, kills the process.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        hasher = blake3(max_threads=blake3.AUTO if size > 1 << 20 else 1)
+        buffer = memoryview(bytearray(min(max(size, 1), READ_BYTES)))
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
+    return hasher.hexdigest()
 
 
 def _fingerprint(path: Path) -> dict[str, int]:

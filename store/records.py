@@ -96,7 +96,12 @@ def fault(layout: Layout, record: Record) -> str | None:
         return "collected"
     if folder.is_symlink() or not folder.is_dir():
         return f"damaged: {folder} is not a folder"
-    present = regular_files(folder)
+    try:
+        present = regular_files(folder)
+    except FileNotFoundError:  # it is being removed at this moment
+        return "collected"
+    except OSError as error:
+        return f"damaged: {folder} cannot be read ({error.strerror or error})"
     for name, entry in record.files.items():
         if name not in present:
             return f"damaged: file {name} is missing"

@@ -49,10 +49,14 @@ RECORDS_COMPARED = 200  # of a stage, when a miss is explained
 class Store:
     """Artifacts by key, under one folder.
 
+    objects_are_here   whether the objects of all records lie under `root`; not where they are fetched from elsewhere
+
     root      made when it is not there; an existing store is only read until something is drafted
     raises    StorePlaceError when it can be neither made nor read, or holds other things; StoreError when it is
               another layout's store
     """
+
+    objects_are_here = True
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).expanduser().absolute()

@@ -138,8 +138,9 @@ def verify(
     """
     wanted = [record_file(store, key) for key in keys]
     records, untrusted = _read(wanted or store.record_files())
-    there = [record for record in records if os.path.lexists(store.layout.object(record.digest))]
-    found = list(Reader(store, begin, advance).damaged(there))
+    held = store.held()
+    there = [record for record in records if record.digest in held]
+    found = list(Reader(store, begin, advance).damaged(there) if store.objects_are_here else _elsewhere(store, there))
     summaries = list(store.summaries()) if found or untrusted else []
     named = {record.digest for record in records}
     return Verdict(
@@ -207,6 +208,13 @@ def in_parallel(do: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U
                 yield done, answer.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _elsewhere(store: Store, records: list[Record]) -> Iterator[tuple[Record, dict[str, str]]]:
+    """The same for objects that have to be fetched: the store itself knows how."""
+    for record in {record.digest: record for record in records}.values():
+        if names := store.verify(record):
+            yield record, dict.fromkeys(names, "is missing, or has other bytes than were written")
 
 
 def _read(paths: Iterable[Path]) -> tuple[list[Record], list[DamagedRecord]]:

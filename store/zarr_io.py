@@ -88,22 +88,17 @@ def open_array(path: Path) -> Any:
     return zarr.open_array(path, mode="r")
 
 
-class WholeStore(LocalStore):
-    """The files of a committed group, read only: a chunk that is not there is an error, never a fill value."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, read_only=True)
-
-    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-        found = await super().get(key, prototype, byte_range)
-        if found is None and "/c/" in key:
-            raise StoreError(
-                f"{self.root / key} is missing: the artifact was collected while it was read, or is damaged; "
-                "run its edit again to have it back"
-            )
-        return found
-
-
 def open_group(path: Path) -> Any:
-    """Read-only handle of a committed group; reading a chunk that is missing raises StoreError."""
-    return zarr.open_group(WholeStore(path), mode="r", zarr_format=3)
+    """Read-only handle of a committed group; StoreError where a chunk that is read has gone meanwhile."""
+    return zarr.open_group(Committed(path, read_only=True), mode="r", zarr_format=3)
+
+
+class Committed(LocalStore):  # type: ignore[misc]
+    """The files of a committed group. All were there when it was found: a chunk that is not there now was removed."""
+
+    async def get(self, key: str, *given: Any, **named: Any) -> Any:
+        """As zarr asks for one file; for zarr alone, None would mean a chunk full of fill values."""
+        found = await super().get(key, *given, **named)
+        if found is None and "/c/" in f"/{key}":
+            raise StoreError(f"{self.root / key} was removed while it was in use; run again, and it is made anew")
+        return found

@@ -142,7 +142,7 @@ def readers_beside_gc(root: str, answers: Any) -> list[Any]:
                 found = store.find(demo_key())
                 if found:
                     whole, wrong = (whole + 1, wrong) if is_whole(found) else (whole, wrong + 1)
-            except StoreError:
+            except (StoreError, FileNotFoundError):
                 refused += 1
         answers.put({"who": "bare", "whole": whole, "wrong": wrong, "refused": refused})
 
