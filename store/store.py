@@ -312,7 +312,7 @@ class Store:
         """Raise StorePlaceError when nothing can be written here: to be told before a model is loaded."""
         with writing(self.root, "a draft"):
             probe = self.layout.drafts / f".probe-{secrets.token_hex(4)}"
-            write_whole(probe, "")
+            write_whole(probe, "a full disk takes a file, but nothing in it\n")
             probe.unlink()
 
     # inside

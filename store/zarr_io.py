@@ -93,7 +93,7 @@ def open_group(path: Path) -> Any:
     return zarr.open_group(Committed(path, read_only=True), mode="r", zarr_format=3)
 
 
-class Committed(LocalStore):  # type: ignore[misc]
+class Committed(LocalStore):
     """The files of a committed group. All were there when it was found: a chunk that is not there now was removed."""
 
     async def get(self, key: str, *given: Any, **named: Any) -> Any:

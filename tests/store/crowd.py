@@ -26,7 +26,7 @@ from tests.store.demo import demo_blocks, demo_key, demo_schema, demo_values, ma
 
 forked = multiprocessing.get_context("fork")
 SECONDS = 120.0  # for anything to happen at all
-ROUNDS = int(os.environ.get("TOKENFLOW_ROUNDS", "15"))
+ROUNDS = int(os.environ.get("TOKENFLOW_ROUNDS", "8"))
 
 
 class Heard(logging.Handler):
