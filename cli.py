@@ -281,13 +281,16 @@ def plan_(plan: "Plan", as_json: JsonOption = False) -> None:
 
     rows = explain_plan(plan)
     to_write = sum(row["bytes"] for row in rows)
+    free = plan.store.free_bytes()
     if as_json:
-        print_json({"stages": rows, "bytes": to_write, "store": str(plan.store.root), "notes": plan.notes})
+        where = {"free": free, "store": str(plan.store.root)}
+        print_json({"stages": rows, "bytes": to_write, **where, "notes": plan.notes})
         return
     for note in plan.notes:
         say(note)
     stdout.print(plan_table(plan, rows))
     stdout.print(plan.summary())
+    stdout.print(plan.room(free))
 
 
 @command
@@ -386,15 +389,16 @@ def reconstruct(given: dict[str, Any], output: FolderOption = None, as_json: Jso
 @command
 def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List what the store holds, by video."""
+    from flows.listing import listed_json, videos
     from flows.terminal import listing, stdout
 
-    records = list(open_store(store).records())
+    found = videos(open_store(store))
     if as_json:
-        print_json({"artifacts": [_described(record) for record in records]})
+        print_json({"artifacts": listed_json(found)})
         return
-    for table in listing(records):
+    for table in listing(found):
         stdout.print(table)
-    if not records:
+    if not found:
         stdout.print("the store is empty; tf run VIDEO --prompt TEXT fills it")
 
 
@@ -404,17 +408,111 @@ def show(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show an artifact: its recipe, what came out, and how to open it."""
+    """Show an artifact: its recipe, what came out, what was made from it, and how to open it."""
     from flows.terminal import record_text, stdout
+    from store.summaries import below
 
     opened = open_store(store)
     record = opened.resolve(key)
     artifact = opened.find(record.recipe)
     path = str(artifact.path) if artifact else None
+    dependents = below([record.hex], opened.summaries())
     if as_json:
-        print_json({**json.loads(record.to_json()), "path": path})
+        named = [{"stage": each.stage, "key": each.hex, "prompt": each.prompt} for each in dependents]
+        print_json({**json.loads(record.to_json()), "path": path, "dependents": named})
     else:
-        stdout.print(record_text(record, path))
+        stdout.print(record_text(record, path, dependents))
+
+
+KeysArgument = Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="The first digits of keys.")]
+
+
+@command
+def verify(
+    keys: KeysArgument = None,
+    mend: Annotated[
+        bool, typer.Option("--repair", help="Drop what is damaged, so that the next run computes it again.")
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every byte with what was written: of the artifacts named, or of the whole store."""
+    from flows.upkeep import verdict_lines, verified
+
+    verdict = verified(open_store(store), keys or (), mend)
+    if as_json:
+        print_json({"ok": verdict.ok, **verdict.model_dump(mode="json")})
+    else:
+        print("\n".join(verdict_lines(verdict)))
+    if not verdict.ok:
+        raise SystemExit(1)
+
+
+@command
+def gc(
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Remove the least recently used until so much is left: 20GB.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Remove what was last used longer ago: 30d, 12h.")
+    ] = None,
+    keep_edits: Annotated[bool, typer.Option("--keep-edits", help="Keep edits, whatever their age.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give disk space back: what is removed comes back by itself when it is needed."""
+    from flows.upkeep import collected, collection_lines
+
+    collection = collected(open_store(store), max_size, older_than, keep_edits, dry_run)
+    if as_json:
+        print_json(collection.model_dump(mode="json"))
+    else:
+        print("\n".join(collection_lines(collection)))
+
+
+@command
+def pin(keys: KeysArgument = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Never collect these artifacts."""
+    _pin(keys, store, as_json, pinned=True)
+
+
+@command
+def unpin(keys: KeysArgument = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Let these artifacts be collected again."""
+    _pin(keys, store, as_json, pinned=False)
+
+
+def _pin(keys: list[str] | None, store: str | None, as_json: bool, pinned: bool) -> None:
+    from flows.upkeep import pin
+
+    opened = open_store(store)
+    changed = pin(opened, keys or (), pinned)
+    if as_json:
+        print_json({"pinned" if pinned else "unpinned": changed, "pins": sorted(opened.pins())})
+    else:
+        print("\n".join(changed))
+
+
+@command
+def explain(
+    named: Annotated[str, typer.Argument(metavar="RUN|KEY", help="The id of a run, latest, or a key's first digits.")],
+    other: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="Another of its stage; the nearest without it.")
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which field of which stage made two artifacts differ, or why a run computed what it did."""
+    from flows.explain import explain_keys, explain_run, explanation_lines
+    from store.collect import is_run
+
+    opened = open_store(store)
+    answer = explain_run(opened, named) if is_run(named) and other is None else explain_keys(opened, named, other)
+    if as_json:
+        print_json(answer)
+    else:
+        print("\n".join(explanation_lines(answer)))
 
 
 @command
@@ -494,13 +592,6 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
         stdout.print(findings_table(findings))
     if any(not finding.ok for finding in findings):
         raise SystemExit(1)
-
-
-def _described(record: Any) -> dict[str, Any]:
-    return {
-        "key": record.hex, "stage": record.stage, "bytes": record.bytes, "seconds": record.seconds,
-        "created": record.created, "note": record.note,
-    }  # fmt: skip
 
 
 def _inspect(what: str, given: dict[str, Any], output: Path | None, as_json: bool, **options: Any) -> None:

@@ -17,6 +17,7 @@ from stages.diffusion.choices import Blend, Solver
 from store.errors import InputError
 from store.schemas import Frozen
 
+SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -92,12 +93,20 @@ class RuntimeConfig(Frozen):
     token_budget: int = Field(8 << 30, title="Token budget", description="bytes of tokens that may be kept", ge=0)
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, option: str = "--token-budget") -> int:
     """Read a size such as "8GiB", "500MB" or "0" (units are powers of 1024); InputError otherwise."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if match is None:
-        raise InputError(f"--token-budget {text!r} is not a size; write for example 8GiB, 500MB or 0")
+        raise InputError(f"{option} {text!r} is not a size; write for example 8GiB, 500MB or 0")
     return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def parse_age(text: str, option: str) -> float:
+    """Read a length of time such as "30d", "12h" or "90min", in seconds; InputError otherwise."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|w)\s*", text)
+    if match is None:
+        raise InputError(f"{option} {text!r} is not a length of time; write for example 30d, 12h or 90min")
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, JsonValue]:

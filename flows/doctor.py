@@ -80,7 +80,7 @@ def _store(open_store: Callable[[], Store]) -> list[Finding]:
         store.check_writable()
     except TokenflowError as error:
         return [Finding(what="store", found=str(error), ok=False)]
-    records = list(store.records())
+    records = list(store.summaries())
     size = sum({record.digest: record.bytes for record in records}.values())
     free = shutil.disk_usage(store.root).free
     low = free < LOW_DISK

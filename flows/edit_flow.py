@@ -197,7 +197,8 @@ def _walked(
     walk = Walk(Session(Plan(config, runtime, Store(store))), work)
     token = _walk.set(walk)
     try:
-        _do(walk)
+        with walk.session.plan.leased():
+            _do(walk)
     finally:
         _walk.reset(token)
     return [artifact.key for artifact in walk.value]

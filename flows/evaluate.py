@@ -76,6 +76,12 @@ class Evaluator:
 
     def run(self) -> Evaluation:
         """Edit and measure everything; rows come clip by clip, the autoencoder's first."""
+        with self.store.lease({key for plan in self.plans.values() for key in plan.keys}):
+            for plan in self.plans.values():
+                plan.look_again()
+            return self._run()
+
+    def _run(self) -> Evaluation:
         done = Evaluation(self.suite, self.estimator.name)
         for number, clip in enumerate(self.clips):
             settings = [setting for each, setting in self._pairs() if each is clip]

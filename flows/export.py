@@ -115,6 +115,12 @@ def export_key(store: Store, prefix: str, file: Path) -> Written:
     """Write the clip of a key as a video: an edit, or the decoded frames themselves; without sound."""
     check_output(file)
     record = store.resolve(prefix)
+    frames_record = ancestor(store, record, "decode_frames")
+    with store.lease((record.hex, frames_record.hex)):
+        return _exported(store, record, frames_record, file)
+
+
+def _exported(store: Store, record: Record, frames_record: Record, file: Path) -> Written:
     artifact = store.find(record.recipe)
     if artifact is None:
         raise InputError(
@@ -124,7 +130,6 @@ def export_key(store: Store, prefix: str, file: Path) -> Written:
         raise InputError(
             f"{record.stage}/{record.hex[:12]} is no video; export a propagate_tokens or decode_frames key"
         )
-    frames_record = ancestor(store, record, "decode_frames")
     frames = store.find(frames_record.recipe)
     if frames is None:
         raise InputError(f"the frames of {record.hex[:12]}, which hold its times, were removed; run its edit again")

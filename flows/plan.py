@@ -6,7 +6,8 @@ model in memory. Shapes do depend on the decoded clip: until it is there, its fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ from stages.media.video import VideoInfo, choose_size, parse_frames, probe
 from store.artifact import Artifact
 from store.errors import InputError
 from store.keys import ArtifactKey
+from store.layout import human_bytes
 from store.schemas import Frozen, Schema, Variable
 from store.store import Store
 
@@ -128,6 +130,17 @@ class Plan:
             self._found[node.key.hex] = artifact
         return self._found.get(node.key.hex)
 
+    @contextmanager
+    def leased(self) -> Iterator[None]:
+        """While the block runs nothing of this plan is collected from the store."""
+        with self.store.lease(self.keys):
+            self.look_again()
+            yield
+
+    def look_again(self) -> None:
+        """Trust nothing that was found before: it may have been collected since."""
+        self._found.clear()
+
     def schema(self, node: Node) -> Schema:
         """What the node's artifact holds, or will hold: sizes are the decoded clip's where it is there."""
         if node.stage == "decode_frames":
@@ -175,6 +188,10 @@ class Plan:
         followed = self.schema(edit).variables["latents"].nbytes()
         return followed + states * self.schema(node).variables[latents].nbytes()
 
+    def missing_bytes(self, nodes: Iterable[Node]) -> int:
+        """Bytes that computing `nodes` adds to the disk at most: without what finished parts of drafts hold already."""
+        return sum(max(0, self.needed_bytes(node) - self.store.drafted_bytes(node.key)) for node in nodes)
+
     def summary(self) -> str:
         """One sentence on what the run would do about tokens, and on the whole."""
         missing = self.to_compute()
@@ -186,6 +203,12 @@ class Plan:
             else "tokens do not fit --token-budget: matched as they come, not kept"
         )
         return f"{len(missing)} of {len(self.nodes)} artifacts to compute over {self.frames} frames; {kept}"
+
+    def room(self, free: int) -> str:
+        """One sentence on the disk: what a run needs of the `free` bytes at the store."""
+        needed = self.missing_bytes(self.to_compute())
+        enough = "" if needed <= free else "; that is not enough: free some space, or choose another place with --store"
+        return f"up to {human_bytes(needed)} are needed in {self.store.root}, where {human_bytes(free)} is free{enough}"
 
     @property
     def frames(self) -> int:

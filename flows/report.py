@@ -51,7 +51,8 @@ def write_report(store: Store, name: str, output: Path | None = None, method: st
     run = find_run(store, name)
     file = output or Path(f"report-{run['id']}.html")
     check_page(file)
-    context = contents(store, run, method)
+    with store.lease(row["key"] for row in run["stages"]):
+        context = contents(store, run, method)
     try:
         write_whole(file, render(context))
     except OSError as error:

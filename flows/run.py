@@ -66,14 +66,15 @@ def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress:
     check_outputs(files, plan.config.video)
     for file in files:
         check_sidecar_place(file)
-    session, edits = _walk(plan, edit, "edit-video", engine, progress)
-    frames = session.find(plan.decode)
-    assert frames is not None, "an edit asks for its frames"
-    clips = [_exported(plan, artifact, frames, file) for artifact, file in zip(edits, files, strict=True)]
-    outputs = [_output(*each) for each in zip(prompts, files, clips, strict=True)]
-    notes = list(dict.fromkeys(note for written in clips for note in written.notes))
-    new = _new_sidecars(plan, edits, files)
-    result = _result(session, outputs, notes, began, "run", new_files=bool(new))
+    with plan.leased():
+        session, edits = _walk(plan, edit, "edit-video", engine, progress)
+        frames = session.find(plan.decode)
+        assert frames is not None, "an edit asks for its frames"
+        clips = [_exported(plan, artifact, frames, file) for artifact, file in zip(edits, files, strict=True)]
+        outputs = [_output(*each) for each in zip(prompts, files, clips, strict=True)]
+        notes = list(dict.fromkeys(note for written in clips for note in written.notes))
+        new = _new_sidecars(plan, edits, files)
+        result = _result(session, outputs, notes, began, "run", new_files=bool(new))
     for file, sidecar in new.items():
         sidecar.write(file, result.run)
     return result
@@ -85,14 +86,15 @@ def run_preview(plan: Plan, output: Path | None, engine: Wanted = "auto", progre
     prompts = list(dict.fromkeys(plan.config.prompts))
     files = output_files(plan.config.video, prompts, output, "-preview.png")
     check_pictures(files, plan.config.video)
-    session, edits = _walk(plan, preview, "preview-video", engine, progress)
-    frames = session.find(plan.decode)
-    assert frames is not None, "a preview asks for its frames"
-    outputs = []
-    for prompt, artifact, file in zip(prompts, edits, files, strict=True):
-        preview_sheet(artifact, frames, prompt, file)
-        outputs.append({"prompt": prompt, "file": str(file), "frames": int(artifact["rgb"].shape[0])})
-    return _result(session, outputs, [], began, "preview", new_files=False)
+    with plan.leased():
+        session, edits = _walk(plan, preview, "preview-video", engine, progress)
+        frames = session.find(plan.decode)
+        assert frames is not None, "a preview asks for its frames"
+        outputs = []
+        for prompt, artifact, file in zip(prompts, edits, files, strict=True):
+            preview_sheet(artifact, frames, prompt, file)
+            outputs.append({"prompt": prompt, "file": str(file), "frames": int(artifact["rgb"].shape[0])})
+        return _result(session, outputs, [], began, "preview", new_files=False)
 
 
 def _exported(plan: Plan, edit: Artifact, frames: Artifact, file: Path) -> Written:
@@ -137,7 +139,7 @@ def _walk(
     if missing:
         check_device(plan)
         scratch = max(plan.scratch_bytes(node) for node in missing)  # that of one edit at a time
-        _check_store(plan.store, sum(plan.needed_bytes(node) for node in missing) + scratch)
+        _check_store(plan.store, plan.missing_bytes(missing) + scratch)
     chosen = choose_engine(engine, bool(missing))
     return session, work(session) if chosen == "direct" else run_with_prefect(session, work, name)
 

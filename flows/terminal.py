@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from store.layout import human_bytes
 from store.records import Record
 
 if TYPE_CHECKING:
+    from store.summaries import Summary
+
     from .doctor import Finding
+    from .listing import Video
     from .plan import Node, Plan
     from .tasks import Use
 
 PIPE_COLUMNS = 200  # where nobody's window limits a table
+FILES_SHOWN = 20  # of an artifact that may have thousands
 
 
 def _console(to_stderr: bool) -> Console:
@@ -72,6 +85,15 @@ class Bars:
         self.bars.console.print(f"tf: {sentence}", highlight=False)
 
 
+@contextmanager
+def byte_bar(title: str) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """A bar on stderr that counts bytes; gives (begin with so many, so many more are done)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda total: bars.update(task, total=total), lambda done: bars.advance(task, done)
+
+
 def say(sentence: str) -> None:
     """One line to the user, on stderr."""
     print(f"tf: {sentence}", file=sys.stderr)
@@ -103,27 +125,28 @@ def plan_table(plan: Plan, rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def listing(records: Sequence[Record]) -> list[Table]:
-    """What the store holds, a table per video: stage, key, prompt, size, age."""
-    videos: dict[str, list[Record]] = defaultdict(list)
-    for record in sorted(records, key=lambda record: record.created):
-        note = record.note if isinstance(record.note, dict) else {}
-        videos[str(note.get("video", "unknown video"))].append(record)
+def listing(videos: Sequence[Video]) -> list[Table]:
+    """What the store holds, a table per video: stage, key, prompt, size, age, and whether it is pinned or collected."""
     tables = []
-    for video, own in videos.items():
-        table = Table("stage", "key", "prompt", title=video, title_justify="left", box=None, pad_edge=False)
+    for video in videos:
+        shape = [f"{video.width}×{video.height}"] if video.width else []
+        shape += [f"{video.frames} frames"] if video.frames else []
+        title = " · ".join([video.name, *shape, *video.models, human_bytes(video.bytes)])
+        table = Table("stage", "key", "prompt", title=title, title_justify="left", box=None, pad_edge=False)
         for name in ("bytes", "age"):
             table.add_column(name, justify="right")
-        for record in own:
-            note = record.note if isinstance(record.note, dict) else {}
-            prompt = str(note.get("prompt") or "")
-            table.add_row(record.stage, record.hex[:12], prompt, human_bytes(record.bytes), age(record.created))
+        table.add_column("")
+        for each in video.artifacts:
+            known = each.summary
+            state = ", ".join(["pinned"] * each.pinned + ["collected"] * (not each.there))
+            row = (known.stage, known.hex[:12], known.prompt or "", human_bytes(known.bytes), age(known.created))
+            table.add_row(*row, state)
         tables.append(table)
     return tables
 
 
-def record_text(record: Record, path: str | None) -> Table:
-    """An artifact: its recipe, variables, provenance, and how to open it."""
+def record_text(record: Record, path: str | None, dependents: Sequence[Summary] = ()) -> Table:
+    """An artifact: its recipe, variables, provenance, files, what was made from it, and how to open it."""
     table = Table.grid(padding=(0, 2))
     recipe = record.recipe
     rows = [
@@ -143,7 +166,11 @@ def record_text(record: Record, path: str | None) -> Table:
             "open",
             f"xarray.open_zarr({path!r}, chunks=None)" if path else "removed from the store; a run makes it again",
         ),
+        *((f"used by {each.stage}", f"{each.hex}  {each.prompt or ''}".rstrip()) for each in dependents),
+        *((f"file {name}", f"{entry.size} bytes") for name, entry in list(record.files.items())[:FILES_SHOWN]),
     ]
+    if len(record.files) > FILES_SHOWN:
+        rows.append(("", f"and {len(record.files) - FILES_SHOWN} more files; --json names them all"))
     for name, value in rows:
         table.add_row(name, value)
     return table

@@ -35,6 +35,7 @@ from store.errors import SchemaError, StoreError
 from store.hashing import payload_hash
 from store.keys import ArtifactKey, canonical, canonical_json
 from store.layout import Layout, flush, flush_tree, regular_files, write_whole, writing
+from store.leases import exclusive
 from store.records import FileEntry, Record, changed_files, manifest_digest, now, software
 from store.rules import broken_rule
 from store.schemas import Block, Frozen, Schema, Variable
@@ -274,8 +275,9 @@ class Draft:
             flush_tree(self._group)  # before the record: after a power cut it must not speak of bytes that are gone
             self.check_held()
             write_whole(self._folder / "record.json", record.to_json(), durable=True)
-            self._move(record)
-            self._committed = self._publish(record)
+            with exclusive(self._layout):  # an equal object that is there is not collected before it has a record
+                self._move(record)
+                self._committed = self._publish(record)
 
     def close(self) -> None:
         """Where the disk was full, remove what writes that were under way have put there since the draft went."""

@@ -5,6 +5,9 @@ keys/<stage>/<key>.json      record: recipe, digest, files, provenance; written 
 drafts/<stage>-<key>/        work in progress, resumed by the next run; safe to throw away
 runs/<run>.json              one run of the command line
 hashes/<path>.json           remembered hashes of input files
+pins/<key>                   an artifact that is never collected
+leases/<uuid>.json           keys that a process is using
+trash/                       objects on their way out; removals.lock is held while it is decided which
 format                       the number of this layout
 """
 
@@ -47,6 +50,22 @@ class Layout:
     @property
     def drafts(self) -> Path:
         return self.root / "drafts"
+
+    @property
+    def pins(self) -> Path:
+        return self.root / "pins"
+
+    @property
+    def leases(self) -> Path:
+        return self.root / "leases"
+
+    @property
+    def trash(self) -> Path:
+        return self.root / "trash"
+
+    @property
+    def removals(self) -> Path:
+        return self.root / "removals.lock"
 
     def records(self, stage: str) -> Path:
         return self.root / "keys" / stage
@@ -141,6 +160,14 @@ def flush_tree(folder: Path) -> None:
     with ThreadPoolExecutor(FLUSHES, thread_name_prefix="flush") as threads:
         for _ in threads.map(flush, [*files, *folders]):
             pass
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all that is in it, or a file or link; what others remove at the same time is no error."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def regular_files(folder: Path) -> dict[str, int]:

@@ -21,13 +21,23 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue
 from pydantic_core import from_json
 
-from store import hashing
+from store import hashing, leases
 from store.artifact import Artifact
 from store.errors import InputError, StoreError, StorePlaceError
 from store.keys import ArtifactKey
-from store.layout import FORMAT, Layout, free_bytes, human_bytes, write_whole, writing
+from store.layout import (
+    FORMAT,
+    Layout,
+    free_bytes,
+    human_bytes,
+    regular_files,
+    remove_tree,
+    write_whole,
+    writing,
+)
 from store.records import Explanation, Record, changed_files, fault, read_record
 from store.schemas import Schema
+from store.summaries import Summary, is_key, read_summary
 
 if TYPE_CHECKING:
     from store.draft import Draft
@@ -40,10 +50,14 @@ RECORDS_COMPARED = 200  # of a stage, when a miss is explained
 class Store:
     """Artifacts by key, under one folder.
 
+    objects_are_here   whether the objects of all records lie under `root`; not where they are fetched from elsewhere
+
     root      made when it is not there; an existing store is only read until something is drafted
     raises    StorePlaceError when it can be neither made nor read, or holds other things; StoreError when it is
               another layout's store
     """
+
+    objects_are_here = True
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).expanduser().absolute()
@@ -107,7 +121,7 @@ class Store:
 
     def records(self, stage: str | None = None) -> Iterator[Record]:
         """All committed records, of one stage or of all, in no order; damaged ones are skipped with a warning."""
-        for path in sorted((self.root / "keys").glob(f"{stage or '*'}/[0-9a-f]*.json")):
+        for path in self.record_files(stage):
             try:
                 record = read_record(path)
             except StoreError as error:
@@ -115,6 +129,21 @@ class Store:
                 continue
             if record:
                 yield record
+
+    def summaries(self, stage: str | None = None) -> Iterator[Summary]:
+        """Like `records`, without their lists of files: for thousands of them, and never a reason to open an object."""
+        for path in self.record_files(stage):
+            try:
+                summary = read_summary(path)
+            except StoreError as error:
+                log.warning("%s", error)
+                continue
+            if summary:
+                yield summary
+
+    def record_files(self, stage: str | None = None) -> list[Path]:
+        """Where the records lie, damaged ones too."""
+        return sorted((self.root / "keys").glob(f"{stage or '*'}/[0-9a-f]*.json"))
 
     def resolve(self, prefix: str) -> Record:
         """The one record whose key begins with `prefix`, written abcd… or stage/abcd…; InputError for none or many."""
@@ -157,6 +186,59 @@ class Store:
             reasons = ["interrupted inside, goes on where it was"]
         reasons += differences or ([] if reasons else ["nothing like it yet"])
         return Explanation(reason=", ".join(reasons), differences=differences, nearest=near.hex if near else None)
+
+    # objects: what takes the room, and what may be removed (`store.collect` decides)
+
+    def objects(self) -> dict[str, int]:
+        """Digest → bytes on disk of every object that is here, orphans included."""
+        return {digest: sum(regular_files(self.layout.object(digest)).values()) for digest in sorted(self.held())}
+
+    def held(self) -> set[str]:
+        """Digests of the objects that are here."""
+        with suppress(FileNotFoundError), os.scandir(self.root / "objects") as entries:
+            return {entry.name for entry in entries if is_key(entry.name)}
+        return set()
+
+    def remove_object(self, digest: str) -> None:
+        """Remove an object: renamed away first, so that nobody sees half of one; its records stay."""
+        with writing(self.root, f"the trash of object {digest[:12]}"):
+            self.layout.trash.mkdir(exist_ok=True)
+            away = self.layout.trash / f"{digest}-{secrets.token_hex(8)}"
+            with suppress(FileNotFoundError):
+                self.layout.object(digest).rename(away)
+            remove_tree(away)
+
+    def pins(self) -> set[str]:
+        """Keys (hex) of the artifacts that are never collected."""
+        with suppress(FileNotFoundError), os.scandir(self.layout.pins) as entries:
+            return {entry.name for entry in entries if is_key(entry.name)}
+        return set()
+
+    def pin(self, digits: str) -> None:
+        """Never collect the artifact of this key (64 hexadecimal digits)."""
+        assert is_key(digits), f"{digits!r} is not a whole key"
+        with writing(self.root, "a pin"):
+            self.layout.pins.mkdir(exist_ok=True)
+            (self.layout.pins / digits).touch()
+
+    def unpin(self, digits: str) -> None:
+        """Let the artifact of this key be collected again."""
+        assert is_key(digits), f"{digits!r} is not a whole key"
+        with writing(self.root, "a pin"):
+            (self.layout.pins / digits).unlink(missing_ok=True)
+
+    @contextmanager
+    def lease(self, keys: Iterable[str]) -> Iterator[None]:
+        """While the block runs the artifacts of `keys` (hex) are not collected: those that are there, or will be.
+
+        What was found before may have been collected meanwhile: find again inside.
+        """
+        with leases.leased(self.layout, keys):
+            yield
+
+    def leases(self) -> set[str]:
+        """Keys (hex) that some process is using."""
+        return {key for lease in leases.live_leases(self.layout) for key in lease.keys}
 
     # runs
 
@@ -213,6 +295,12 @@ class Store:
         with suppress(OSError):
             write_whole(self._note(what), json.dumps({"of": what, "value": value}))
 
+    def drafted_bytes(self, key: ArtifactKey) -> int:
+        """Bytes that the unfinished draft of `key` holds already; 0 where there is none."""
+        with suppress(OSError):
+            return sum(regular_files(self.layout.draft(key.stage, key.hex) / "group").values())
+        return 0
+
     def free_bytes(self) -> int:
         """Bytes that may still be written."""
         return free_bytes(self.root)
@@ -230,7 +318,7 @@ class Store:
         """Raise StorePlaceError when nothing can be written here: to be told before a model is loaded."""
         with writing(self.root, "a draft"):
             probe = self.layout.drafts / f".probe-{secrets.token_hex(4)}"
-            write_whole(probe, "")
+            write_whole(probe, "a full disk takes a file, but nothing in it\n")
             probe.unlink()
         objects = self.root / "objects"
         if objects.exists() and objects.stat().st_dev != self.layout.drafts.stat().st_dev:
@@ -293,8 +381,9 @@ class Store:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                log.info("waiting for another process that is computing %s", key)
+                log.warning("waiting for %s, which computes %s", leases.holder(folder) or "another process", key)
                 lock.acquire(poll_interval=0.1)
+            leases.hold(folder)
         try:
             held = place.stat()
 
@@ -310,6 +399,7 @@ class Store:
 
             yield check_held
         finally:
+            leases.let_go(folder)
             lock.release()
 
     def _clear_away(self, draft: Path) -> None:
@@ -374,6 +464,19 @@ class Store:
         except StoreError:
             return None
         return record.recipe if record else None
+
+
+def own_differences(old: ArtifactKey, new: ArtifactKey) -> list[str]:
+    """What makes one key another than the other of its stage, in the stage itself: fields, version, what is no key."""
+    return [
+        f"another {where.removeprefix('input ')}" if where.startswith("input ") else _difference(where, before, after)
+        for where, before, after in _unlike(old, new)
+        if not (is_key(str(before)) or is_key(str(after)))
+    ]
+
+
+def _difference(where: str, before: Any, after: Any) -> str:
+    return f"{where} {_shown(before)} → {_shown(after)}"
 
 
 def _changed(path: Path) -> int:

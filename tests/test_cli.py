@@ -339,11 +339,13 @@ def test_plan_tells_what_a_run_would_do(tf: Tf) -> None:
     done = tf.edit("plan", "clip.mp4", "--prompt", "a red ball", "--guidance-scale", "9", "--json")
     assert (done.code, done.err) == (0, "")
     plan = done.json
-    assert list(plan) == ["stages", "bytes", "store", "notes"]
+    assert list(plan) == ["stages", "bytes", "free", "store", "notes"]
+    assert plan["free"] > plan["bytes"]
     assert [row["hit"] for row in plan["stages"]] == [True] * 4 + [False] * 2
     assert plan["bytes"] == sum(row["bytes"] for row in plan["stages"]) > 0
     table = tf.edit("plan", "clip.mp4", "--prompt", "a red ball", "--guidance-scale", "9").out
     assert "guidance_scale 7.5 → 9" in table and "2 of 6 artifacts to compute over 7 frames" in table
+    assert f" are needed in {Path('store').absolute()}, where " in table
     assert "nothing would be computed" in tf.edit("plan", "clip.mp4", "--prompt", "a red ball").out
 
 
@@ -363,6 +365,102 @@ def test_what_is_in_the_store_can_be_listed_shown_and_exported(tf: Tf) -> None:
     assert (exported.json["file"], exported.json["frames"], exported.json["fps"]) == ("again.mp4", 7, "25")
     refused(tf("export", keys["match_tokens"][:10], "-o", "no.mp4"), "is no video; export a propagate_tokens")
     refused(tf("export", keys["propagate_tokens"][:10], "-o", "x.gif"), "end its name in")
+
+
+def keys_of(tf: Tf) -> dict[str, str]:
+    return {each["stage"]: each["key"] for each in tf("list", "--json").json["artifacts"]}
+
+
+def test_list_and_show_tell_videos_pins_files_and_what_depends_on_what(tf: Tf) -> None:
+    keys = keys_of(tf)
+    assert tf("pin", keys["match_tokens"][:10]).out == keys["match_tokens"] + "\n"
+    listed = {each["stage"]: each for each in tf("list", "--json").json["artifacts"]}
+    assert [each["stage"] for each in listed.values() if each["pinned"]] == ["match_tokens"]
+    assert all(each["there"] for each in listed.values())
+    assert listed["edit_keyframes"]["prompt"] == "a red ball"
+    video = listed["invert_frames"]["video"]
+    assert (video["name"], video["width"], video["height"], video["frames"]) == ("clip.mp4", 32, 32, 7)
+    table = tf("list").out
+    assert table.startswith("clip.mp4 · 32×32 · 7 frames · ") and table.count("pinned") == 1
+    shown = tf("show", keys["match_tokens"][:10], "--json").json
+    assert [each["stage"] for each in shown["dependents"]] == EDIT
+    assert shown["files"]["zarr.json"]["size"] > 0
+    text = " ".join(tf("show", keys["edit_keyframes"][:10]).out.split())
+    assert f"used by propagate_tokens {keys['propagate_tokens']} a red ball" in text and "file zarr.json " in text
+    assert tf("unpin", keys["match_tokens"][:10], "--json").json == {"unpinned": [keys["match_tokens"]], "pins": []}
+
+
+def test_verify_exits_1_on_damage_names_it_and_repairs_it(tf: Tf) -> None:
+    keys = keys_of(tf)
+    whole = tf("verify")
+    assert (whole.code, whole.err) == (0, "")
+    assert whole.out.startswith("6 artifacts, ") and "every file has the bytes that were written" in whole.out
+    artifact = Store("store").find(keys["match_tokens"])
+    assert artifact is not None
+    chunk = next(path for path in sorted(artifact.path.rglob("c/*")) if path.is_file() or path.is_dir())
+    chunk = chunk if chunk.is_file() else next(path for path in chunk.rglob("*") if path.is_file())
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    name = chunk.relative_to(artifact.path).as_posix()
+    damaged = tf("verify")
+    assert (damaged.code, damaged.err) == (1, "")
+    assert f"damaged: match_tokens/{keys['match_tokens'][:12]} in {artifact.path}" in damaged.out
+    assert f"{name} has other bytes than were written" in damaged.out
+    assert f"edit_keyframes/{keys['edit_keyframes'][:12]} ('a red ball')" in damaged.out
+    answer = tf("verify", keys["match_tokens"][:8], "--json")
+    assert (answer.code, answer.json["ok"]) == (1, False)
+    assert list(answer.json["damaged"][0]["files"]) == [name]
+    repaired = tf("verify", "--repair")
+    assert repaired.code == 0 and "dropped: match_tokens/" in repaired.out
+    assert tf("verify").code == 0
+    assert not {each["stage"]: each for each in tf("list", "--json").json["artifacts"]}["match_tokens"]["there"]
+    assert tf.edit("run", "clip.mp4", "--prompt", "a blue ball").code == 0
+    assert Store("store").find(keys["match_tokens"]) is not None
+
+
+def test_gc_says_what_it_freed_and_what_had_to_stay(tf: Tf) -> None:
+    keys = keys_of(tf)
+    size = sum(Store("store").objects().values())
+    nothing = tf("gc", "--json")
+    assert (nothing.code, nothing.err, nothing.json["freed"], nothing.json["left"]) == (0, "", 0, size)
+    rehearsed = tf("gc", "--max-size", "0", "--keep-edits", "--dry-run")
+    assert rehearsed.code == 0 and "would free " in rehearsed.out and "edits that are kept" in rehearsed.out
+    assert sum(Store("store").objects().values()) == size
+    tf("pin", keys["decode_frames"])
+    done = tf("gc", "--max-size", "1KB")
+    assert "freed " in done.out and "more than --max-size had to stay: " in done.out and " pinned" in done.out
+    assert Store("store").held() == {Store("store").find(keys["decode_frames"]).digest}  # type: ignore[union-attr]
+    assert tf("list").out.count("collected") == 5
+    again = tf.edit("run", "clip.mp4", "--prompt", "a red ball", "--json")
+    assert [use["hit"] for use in again.json["stages"]] == [True] + [False] * 5
+
+
+def test_explain_names_the_field(tf: Tf) -> None:
+    made = tf.edit("run", "clip.mp4", "--prompt", "a red ball", "--guidance-scale", "3", "--json").json
+    said = tf("explain", made["run"])
+    assert said.code == 0
+    assert said.out.count("reused") == 4 and "edit_keyframes.guidance_scale 7.5 → 3" in said.out
+    assert tf("explain", "latest").out == said.out
+    clip = made["stages"][-1]["key"]
+    told = tf("explain", clip[:16], "--json").json
+    assert told["differences"] == [{"stage": "edit_keyframes", "what": "guidance_scale 7.5 → 3"}]
+    assert "re-runs edit onward" in tf("explain", told["from"], clip).out
+
+
+BAD_UPKEEP = {
+    "size": (["gc", "--max-size", "big"], "--max-size 'big' is not a size"),
+    "age": (["gc", "--older-than", "30"], "--older-than '30' is not a length of time; write for example 30d"),
+    "pin nothing": (["pin"], "no key is given"),
+    "pin unknown": (["pin", "f" * 64], "no artifact's key begins with"),
+    "verify unknown": (["verify", "f" * 64], "no artifact's key begins with"),
+    "explain unknown": (["explain", "20200101-000000-abcdef"], "no run '20200101-000000-abcdef'"),
+    "explain no key": (["explain", "nonsense"], "'nonsense' is not a key"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_UPKEEP)
+def test_upkeep_that_makes_no_sense_is_refused(tf: Tf, case: str) -> None:
+    arguments, says = BAD_UPKEEP[case]
+    refused(tf(*arguments), says)
 
 
 def test_an_empty_store_says_what_fills_it(tf: Tf) -> None:
@@ -410,7 +508,7 @@ def test_interruption_is_one_line(tf: Tf, monkeypatch: pytest.MonkeyPatch) -> No
     def interrupted(*given: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Store, "records", interrupted)
+    monkeypatch.setattr(Store, "summaries", interrupted)
     done = tf("list")
     assert (done.code, done.out) == (130, "")
     assert done.err == "tf: interrupted; what was finished is kept, and the next run goes on from there\n"

@@ -67,7 +67,8 @@ def inspect_request(
     is_new = not folder.exists()
     make_folder(folder)
     try:
-        return _drawn(what, request, folder, Source(request.plan, say, progress), options)
+        with request.plan.leased():
+            return _drawn(what, request, folder, Source(request.plan, say, progress), options)
     except BaseException:
         if is_new:
             with suppress(OSError):
