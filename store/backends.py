@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OBSTORE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "file", "memory")
+LONGEST_REQUEST = 900  # seconds for a file whose bytes keep coming
 PIECE = 4 << 20  # bytes of a file that is fetched that are in memory at once
 PAUSES = (0.2, 5.0)  # seconds before the second try, and at most before a later one
 
@@ -38,14 +39,14 @@ class Patience:
     """How long a place that does not answer is waited for, and how leases live; all in seconds.
 
     connect   for a connection
-    read      for the next bytes of an answer
+    read      for an answer, what is sent before it included, and for its next bytes
     give_up   after which nothing is tried again; a dead server is told within about twice that
     beat      between signs of life of a lease
     stale     without a sign of life after which a lease is taken over
     """
 
     connect: float = 5
-    read: float = 20
+    read: float = 30
     give_up: float = 25
     beat: float = 10
     stale: float = 60
@@ -106,6 +107,8 @@ def check_url(url: str) -> None:
         )
     if parts.query or parts.fragment:
         raise InputError(f"--store {shown} is followed by ? or #, where secrets may be; write the address alone")
+    if parts.scheme == "file" and parts.netloc:
+        raise InputError(f"--store {shown} names a folder of another machine; write file:///folder with three slashes")
     if "::" in url or parts.scheme in ("http", "https", "data", "zip", "tar"):
         raise InputError(f"--store {shown} is no place that can be written; name a folder, s3://, gs:// or az://")
 
@@ -207,7 +210,7 @@ class ObstoreBackend(_Trying):
         return self._tried("reading", name, fetch) or False
 
     def put(self, name: str, content: bytes | Path) -> None:
-        self._written("writing", name, lambda: self._obstore.put(self.objects, name, content))
+        self._written("writing", name, lambda: self._obstore.put(self.objects, name, content, max_concurrency=2))
 
     def put_new(self, name: str, content: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError
@@ -287,6 +290,7 @@ def open_objects(url: str, patience: Patience) -> ObjectStore:
             client_options={
                 "connect_timeout": timedelta(seconds=patience.connect),
                 "read_timeout": timedelta(seconds=patience.read),
+                "timeout": timedelta(seconds=LONGEST_REQUEST),
                 "allow_http": endpoint.startswith("http://"),
             },
             retry_config={

@@ -66,7 +66,7 @@ class StoreSource:
 
 @dataclass
 class Moved:
-    """What a move did; `lost` are keys that the runs used and whose objects the source has no longer."""
+    """What a move did; `lost` are keys that the runs used and whose objects the source has no longer, or not whole."""
 
     source: str
     target: str
@@ -87,7 +87,9 @@ class Moved:
     def __str__(self) -> str:
         runs = f"{len(self.runs)} run{'' if len(self.runs) == 1 else 's'}"
         there = f", {self.already_there} were there" if self.already_there else ""
-        lost = f"; {len(self.lost)} were collected in {self.source} and can be made again" if self.lost else ""
+        lost = (
+            f"; {len(self.lost)} were collected or damaged in {self.source} and can be made again" if self.lost else ""
+        )
         return (
             f"{runs}: {self.artifacts} artifacts, {self.files} files, {human_bytes(self.bytes)} "
             f"went to {self.target}{there}{lost}"

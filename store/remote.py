@@ -175,8 +175,11 @@ class RemoteStore(Store):
                 return
             yield draft
             self._owe(key)
-        draft.replace(self._settled(draft.artifact.record))
-        self.trim()
+        counts = self._record(key)
+        assert counts is not None, f"{key} was just committed"
+        draft.replace(RemoteArtifact(self, counts))
+        with suppress(StorePlaceError):  # it is committed and sent; room can be made later
+            self.trim()
 
     def verify(self, record: Record) -> list[str]:
         """Names of the files of an artifact that are missing or have changed in the place; reads all of it.
@@ -214,7 +217,9 @@ class RemoteStore(Store):
 
     def resolve(self, prefix: str) -> Record:
         """As `Store.resolve`, over the records of the place."""
-        self._synchronize()
+        digits = prefix.rpartition("/")[2]
+        if re.fullmatch(r"[0-9a-f]{1,64}", digits):
+            self._synchronize(digits=digits)
         return super().resolve(prefix)
 
     def knows(self, key: ArtifactKey) -> bool:
@@ -418,6 +423,7 @@ class RemoteStore(Store):
             name = f"locks/{key.stage}-{key.hex}.json"
             with turn(self._writing(), name, self._cache_name(), self.patience, _waiting(key)):
                 yield
+                self._send_owed(key)  # before the turn ends: whoever waits for it must find what was made
 
     def _cache_name(self) -> str:
         """A name of this cache folder that no other has."""
@@ -433,7 +439,7 @@ class RemoteStore(Store):
         """The record of a key as the place has it now."""
         if isinstance(key, ArtifactKey):
             return self._take(key.stage, key.hex)
-        self._synchronize()
+        self._synchronize(digits=key)
         return self._record(key)
 
     def _take(self, stage: str, digits: str, keep: bool = True) -> Record | None:
@@ -463,10 +469,11 @@ class RemoteStore(Store):
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _synchronize(self, stage: str | None = None) -> set[str]:
-        """Bring the records of the place that are not here yet; returns the names of all."""
+    def _synchronize(self, stage: str | None = None, digits: str = "") -> set[str]:
+        """Bring the records of a stage, or of keys that begin so, that are not here yet; returns the names of all."""
         there = self._reading().list(f"keys/{stage}" if stage else "keys")
-        found = {name: match for name in there if (match := RECORD_NAME.fullmatch(name))}
+        matches = [match for name in there if (match := RECORD_NAME.fullmatch(name))]
+        found = {match[0]: match for match in matches if match[2].startswith(digits)}
 
         def bring(name: str) -> None:
             here = self.layout.record(*found[name].groups())
@@ -520,13 +527,19 @@ class RemoteStore(Store):
 
     def _settled(self, record: Record) -> Artifact:
         """The artifact of a record that is here, after it was sent if that was still owed."""
-        owed = self._owed(record.stage, record.hex)
-        if owed.exists():
-            with writing(self.root, "its cache"), self._in_use.deciding():
-                self._in_use.add(record.digest)
-            record = self._send(record)
-            owed.unlink(missing_ok=True)
-        return RemoteArtifact(self, record)
+        return RemoteArtifact(self, self._send_owed(record.recipe) or record)
+
+    def _send_owed(self, key: ArtifactKey) -> Record | None:
+        """Send the commit of a key that is still owed; returns the record that counts, None where nothing was owed."""
+        owed = self._owed(key.stage, key.hex)
+        record = self._record(key) if owed.exists() else None
+        if record is None:
+            return None
+        with writing(self.root, "its cache"), self._in_use.deciding():
+            self._in_use.add(record.digest)
+        counts = self._send(record)
+        owed.unlink(missing_ok=True)
+        return counts
 
     def _send(self, record: Record) -> Record:
         """Send a commit; returns the record that counts: another machine's, where that was first."""

@@ -17,7 +17,7 @@ from store.records import FileEntry, Record, changed_files
 T = TypeVar("T")
 R = TypeVar("R")
 
-AT_ONCE = 8  # files under way at the same time
+AT_ONCE = 4  # files under way at the same time; more, and each has too little of a slow line to come in time
 
 
 class Files(Protocol):

@@ -114,6 +114,7 @@ def test_a_put_that_fails_leaves_nothing_to_read(tmp_path: Path, monkeypatch: py
         ("https://example.org/store", "no place that can be written"),
         ("simplecache::s3://bucket/store", "no place that can be written"),
         ("nothing://bucket/store", "of no known kind"),
+        ("file://store/folder", "three slashes"),
     ],
 )
 def test_an_address_that_cannot_be_one_is_refused_without_its_secret(url: str, says: str) -> None:
