@@ -31,7 +31,7 @@ T = TypeVar("T")
 OBSTORE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "file", "memory")
 LONGEST_REQUEST = 900  # seconds for a file whose bytes keep coming
 PIECE = 4 << 20  # bytes of a file that is fetched that are in memory at once
-PAUSES = (0.2, 5.0)  # seconds before the second try, and at most before a later one
+LONGEST_PAUSE = 5.0  # seconds between two tries
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Patience:
     connect   for a connection
     read      for an answer, what is sent before it included, and for its next bytes
     give_up   after which nothing is tried again; a dead server is told within about twice that
+    pause     before the second try; before each later one it is twice as long, but at most LONGEST_PAUSE
     beat      between signs of life of a lease
     stale     without a sign of life after which a lease is taken over
     """
@@ -48,6 +49,7 @@ class Patience:
     connect: float = 5
     read: float = 30
     give_up: float = 25
+    pause: float = 0.2
     beat: float = 10
     stale: float = 60
 
@@ -122,7 +124,7 @@ class _Trying:
 
     def tried(self, doing: str, name: str, work: Callable[[], T], passing: type[BaseException]) -> T:
         """What `work` returns; `passing` errors are tried again."""
-        pause, longest = PAUSES
+        pause = self.patience.pause
         until = time.monotonic() + self.patience.give_up
         while True:
             try:
@@ -138,7 +140,7 @@ class _Trying:
             if time.monotonic() + pause > until:
                 break
             time.sleep(pause)
-            pause = min(2 * pause, longest)
+            pause = min(2 * pause, LONGEST_PAUSE)
         raise self.stopped(doing, name, last) from last
 
     def stopped(self, doing: str, name: str, error: BaseException) -> StorePlaceError:
@@ -296,7 +298,10 @@ def open_objects(url: str, patience: Patience) -> ObjectStore:
             retry_config={
                 "max_retries": 20,
                 "retry_timeout": timedelta(seconds=patience.give_up),
-                "backoff": {"init_backoff": timedelta(seconds=PAUSES[0]), "max_backoff": timedelta(seconds=PAUSES[1])},
+                "backoff": {
+                    "init_backoff": timedelta(seconds=patience.pause),
+                    "max_backoff": timedelta(seconds=LONGEST_PAUSE),
+                },
             },
             **more,
         )

@@ -114,7 +114,8 @@ class RemoteStore(Store):
         """The committed artifact of `key`, if every one of its files has its size, here or there; fetched when read."""
         local = super().find(key)
         if local:
-            return self._settled(local.record)
+            with suppress(DamagedError):  # said already; it is dropped, so the place is asked
+                return self._settled(local.record)
         try:
             record = self._known(key)
         except StorePlaceError:
@@ -481,7 +482,7 @@ class RemoteStore(Store):
                 log.warning("the record %s/%s is too large to be one; delete it", self.url, name)
             elif not here.is_file() or here.stat().st_size != there[name]:
                 try:
-                    self._take(*found[name].groups())
+                    self._take(found[name][1], found[name][2])
                 except StorePlaceError:
                     raise
                 except StoreError as error:
@@ -537,7 +538,13 @@ class RemoteStore(Store):
             return None
         with writing(self.root, "its cache"), self._in_use.deciding():
             self._in_use.add(record.digest)
-        counts = self._send(record)
+        try:
+            counts = self._send(record)
+        except DamagedError as error:
+            log.warning("%s was never sent, and is dropped: %s", key, error)
+            self._drop(record.digest, in_use=True)
+            owed.unlink(missing_ok=True)
+            raise
         owed.unlink(missing_ok=True)
         return counts
 

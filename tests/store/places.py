@@ -19,7 +19,7 @@ import pytest
 from store.backends import Backend, Patience, open_backend
 from store.remote import RemoteStore, open_store
 
-SOON = Patience(connect=1, read=1, give_up=1.5, beat=0.05, stale=0.4)
+SOON = Patience(connect=1, read=1, give_up=1, pause=0.02, beat=0.05, stale=0.4)
 PLENTY = 10**9
 
 

@@ -186,7 +186,7 @@ def test_what_does_not_pass_is_a_sentence(
 ) -> None:
     if fault == "gone":
         use_s3(free_port(), monkeypatch)
-    backend = open_backend(far.url, Patience(connect=0.2, read=0.2, give_up=0.4))
+    backend = open_backend(far.url, Patience(connect=0.2, read=0.2, give_up=0.3, pause=0.02))
     setattr(line, fault, 10**6)
     if fault == "delay":
         line.delay = 0.7

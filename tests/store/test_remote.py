@@ -130,6 +130,7 @@ def test_the_machine_that_waits_gets_what_the_first_made(place: Place) -> None:
 
 
 def test_the_turn_of_a_machine_that_died_is_taken_over(memory: Place) -> None:
+    memory.machine().check_writable()
     memory.backend().put(
         "locks/demo_stage-" + demo_key().hex + ".json", b'{"host": "gone", "token": "0", "cache": "x"}'
     )
@@ -139,6 +140,7 @@ def test_the_turn_of_a_machine_that_died_is_taken_over(memory: Place) -> None:
 
 @pytest.mark.parametrize("sign", [b"", b"{", b"[1]", b'{"host": ["x"], "time": "never"}', b"[" * 100_000])
 def test_a_turn_that_cannot_be_read_is_taken_over(memory: Place, sign: bytes) -> None:
+    memory.machine().check_writable()
     memory.backend().put("locks/demo_stage-" + demo_key().hex + ".json", sign)
     memory.backend().put("leases/a.json", sign)
     assert computing(memory.machine())[0] == PARTS
@@ -148,6 +150,7 @@ def test_a_turn_that_cannot_be_read_is_taken_over(memory: Place, sign: bytes) ->
 def test_a_machine_that_was_killed_takes_up_its_own_turn_at_once(memory: Place) -> None:
     machine = open_store(memory.url, cache=memory.folder / "one", patience=Patience(beat=5, stale=10**6))
     assert isinstance(machine, RemoteStore)
+    machine.check_writable()
     name = f"locks/demo_stage-{demo_key().hex}.json"
     memory.backend().put(name, json.dumps({"cache": machine._cache_name(), "token": "0"}).encode())
     assert computing(machine)[0] == PARTS
@@ -389,6 +392,18 @@ def test_a_commit_that_was_killed_before_it_was_sent_is_sent_by_the_next_run(
     assert place.machine("two").find(demo_key()) is None
     assert is_demo(place.machine("one").find(demo_key()))
     assert is_demo(place.machine("two").find(demo_key()))
+
+
+def test_what_rotted_before_it_was_sent_is_never_sent(memory: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, stopped():
+        patch.setattr(RemoteStore, "_send", lambda store, record: (_ for _ in ()).throw(KeyboardInterrupt))
+        computing(memory.machine("one"))
+    chunk = next(memory.machine("one").root.glob("objects/*/rgb/c/1/0/0"))
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    assert memory.machine("one").find(demo_key()) is None
+    assert memory.names("keys") == []
+    assert computing(memory.machine("one"))[0] == PARTS
+    assert is_demo(memory.machine("two").find(demo_key()))
 
 
 @pytest.mark.parametrize("fault", ["drop", "busy", "lose"])
