@@ -22,7 +22,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,8 @@ class RemoteStore(Store):
     raises    InputError when the URL cannot be one. Whatever talks to the place raises StorePlaceError when it does not
               answer, or says no, or holds other things
     """
+
+    objects_are_here = False  # for those who look at files: they may be in the place alone
 
     def __init__(self, url: str, cache: Path, cache_size: int = CACHE_SIZE, patience: Patience | None = None) -> None:
         self.url = url.rstrip("/")
@@ -192,7 +194,11 @@ class RemoteStore(Store):
             if self._owed(record.stage, record.hex).exists():
                 return super().verify(record)
             self._drop(record.digest, in_use=True)
-        files = _FilesOf(self._reading())
+        return self._changed_there(record, record.files)
+
+    def _changed_there(self, record: Record, names: Iterable[str]) -> list[str]:
+        """Those of the files that are lost in the place, or have other bytes; fetches them."""
+        files, looked_at = _FilesOf(self._reading()), list(names)
 
         def changed(name: str) -> bool:
             spare = self.layout.drafts / f".verify-{secrets.token_hex(8)}"
@@ -204,16 +210,25 @@ class RemoteStore(Store):
 
         with writing(self.root, "what is verified", max((entry.size for entry in record.files.values()), default=0)):
             self.layout.drafts.mkdir(exist_ok=True)
-            answers = side_by_side(changed, record.files)
-        return [name for name, bad in zip(record.files, answers, strict=True) if bad]
+            answers = side_by_side(changed, looked_at)
+        return [name for name, bad in zip(looked_at, answers, strict=True) if bad]
 
     # records
 
+    def record_files(self, stage: str | None = None) -> list[Path]:
+        """Where the records lie here: those of the place, and those still to be sent."""
+        there = self._synchronize(stage)
+        return [
+            path
+            for path in sorted((self.root / "keys").glob(f"{stage or '*'}/[0-9a-f]*.json"))
+            if _record_name(path.parent.name, path.stem) in there or self._owed(path.parent.name, path.stem).exists()
+        ]
+
     def records(self, stage: str | None = None) -> Iterator[Record]:
         """All records of the place, and those still to be sent; damaged ones are skipped with a warning."""
-        there = self._synchronize(stage)
+        there = {(path.parent.name, path.stem) for path in self.record_files(stage)}
         for record in super().records(stage):
-            if _record_name(record.stage, record.hex) in there or self._owed(record.stage, record.hex).exists():
+            if (record.stage, record.hex) in there:
                 yield record
 
     def resolve(self, prefix: str) -> Record:
@@ -299,12 +314,18 @@ class RemoteStore(Store):
     # collecting
 
     def objects(self) -> dict[str, int]:
-        """Digest → bytes of all objects in the place."""
+        """Digest → bytes of all objects in the place, but those that some machine is sending: they have no record yet."""
+        sending = self._named_by_signs("digests")
         sizes: dict[str, int] = {}
         for name, size in self._reading().list("objects").items():
             digest = name.split("/")[1]
-            sizes[digest] = sizes.get(digest, 0) + size
+            if re.fullmatch(r"[0-9a-f]{64}", digest) and digest not in sending:
+                sizes[digest] = sizes.get(digest, 0) + size
         return sizes
+
+    def held(self) -> set[str]:
+        """Digests of the same."""
+        return set(self.objects())
 
     def remove_object(self, digest: str) -> None:
         """Remove an object from the place, and from the cache of this machine unless a process here reads it."""
@@ -333,20 +354,24 @@ class RemoteStore(Store):
         """Keep what a run needs from being collected by any machine, and in this cache, while the block runs."""
         named = sorted({key if isinstance(key, str) else key.hex for key in keys})
         name = f"leases/{secrets.token_hex(16)}.json"
-        sign = Sign(self._writing(), name, self.patience, keys=named)
         with writing(self.root, "its cache"), self._in_use.deciding():
             self._in_use.add(*named)
-        sign.take()
-        with sign.beating():
+        with ExitStack() as shown:
+            try:
+                sign = Sign(self._writing(), name, self.patience, keys=named)
+                sign.take()
+                shown.enter_context(sign.beating())
+            except StorePlaceError as error:  # what is here can be used all the same
+                log.warning("other machines cannot be told what this run needs: %s", error)
             yield
 
     def leases(self) -> set[str]:
         """Keys, in hex, that runs on any machine need now."""
-        return {
-            str(key)
-            for said in living(self._reading(), "leases")
-            for key in (said["keys"] if isinstance(said.get("keys"), list) else ())
-        }
+        return self._named_by_signs("keys")
+
+    def _named_by_signs(self, what: str) -> set[str]:
+        named = (said.get(what) for said in living(self._reading(), "leases"))
+        return {str(each) for listed in named if isinstance(listed, list) for each in listed}
 
     # the place
 
@@ -499,8 +524,10 @@ class RemoteStore(Store):
         if not there:
             return "collected"
         noted = self._noted_damage(record.digest)
+        if noted and (damaged := self._changed_there(record, noted)):
+            return f"damaged: file {damaged[0]} has other bytes in {self.url}"
         if noted:
-            return f"damaged: file {noted[0]} has other bytes in {self.url}"
+            self._note_damage(record, [])  # another machine made it anew
         for name, entry in record.files.items():
             size = there.get(f"objects/{record.digest}/{name}")
             if size is None:
@@ -589,7 +616,11 @@ class RemoteStore(Store):
             finally:
                 spare.unlink(missing_ok=True)
 
-        with writing(self.root, f"{record.stage}/{record.hex[:12]}"):
+        # Until there is a record nothing else says that these files are no orphans. The sign lingers, so that a
+        # collection that read the records before this commit does not take its object for one.
+        sign = Sign(backend, f"leases/{secrets.token_hex(16)}.json", self.patience, digests=[record.digest])
+        sign.take()
+        with sign.beating(lingers=True), writing(self.root, f"{record.stage}/{record.hex[:12]}"):
             self.layout.drafts.mkdir(exist_ok=True)
             damaged = [name for name in side_by_side(send, missing) if name is not None]
         if damaged:

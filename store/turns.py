@@ -55,8 +55,8 @@ class Sign:
         return True
 
     @contextmanager
-    def beating(self) -> Iterator[None]:
-        """Show signs of life while the block runs, and remove the name after it."""
+    def beating(self, lingers: bool = False) -> Iterator[None]:
+        """Show signs of life while the block runs, and remove the name after it, or let it be forgotten by itself."""
         ended = threading.Event()
 
         def go_on() -> None:
@@ -73,7 +73,7 @@ class Sign:
             ended.set()
             thread.join()
             with suppress(StorePlaceError):
-                if self.holds():
+                if not lingers and self.holds():
                     self.backend.delete(self.name)
 
 

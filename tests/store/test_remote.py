@@ -88,7 +88,7 @@ def test_the_place_is_a_store_of_plain_zarr_groups(place: Place) -> None:
     artifact = make_demo(place.machine())
     backend = place.backend()
     assert backend.get("format") == (place.machine("one").layout.format.read_bytes())
-    assert {name.split("/")[0] for name in backend.list("")} == {"format", "keys", "objects"}
+    assert {name.split("/")[0] for name in backend.list("")} == {"format", "keys", "leases", "objects"}
     if isinstance(backend, ObstoreBackend):
         objects = zarr.storage.ObjectStore(backend.objects, read_only=True)
         group = zarr.open_group(objects, path=f"objects/{artifact.digest}", mode="r")
@@ -218,7 +218,43 @@ def test_leases_and_pins_are_seen_by_all(place: Place) -> None:
     two.unpin("cd" * 32)
     assert one.pins() == set()
     artifact = make_demo(one)
+    assert two.objects() == {}, "what was just sent may have no record that a collection has read"
+    for name in place.names("leases"):
+        place.backend().delete(name)
     assert two.objects() == {artifact.digest: artifact.nbytes}
+    assert two.held() == {artifact.digest}
+
+
+def test_what_another_machine_is_sending_is_no_orphan(memory: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    send = RemoteStore._send_record
+
+    def between(store: RemoteStore, *given: Any) -> Any:
+        seen.append((memory.names("objects") != [], memory.machine("two").objects(), memory.names("keys")))
+        return send(store, *given)
+
+    monkeypatch.setattr(RemoteStore, "_send_record", between)
+    make_demo(memory.machine("one"))
+    assert seen == [(True, {}, [])]
+
+
+def test_a_sign_of_long_ago_is_forgotten(memory: Place) -> None:
+    memory.machine().check_writable()
+    memory.backend().put("leases/old.json", json.dumps({"keys": ["ab" * 32], "time": time.time() - 3600}).encode())
+    assert memory.machine().leases() == set()
+    assert memory.names("leases") == []
+
+
+def test_what_another_machine_made_anew_is_no_longer_damaged(place: Place) -> None:
+    artifact = make_demo(place.machine("one"))
+    name = f"objects/{artifact.digest}/rgb/c/1/0/0"
+    sound = place.backend().get(name) or b""
+    flip(place, name)
+    two = place.machine("two")
+    found = two.find(demo_key())
+    assert found is not None and two.fetch(found) is None and two.find(demo_key()) is None
+    place.backend().put(name, sound)
+    assert is_demo(two.find(demo_key()))
 
 
 # damage
