@@ -314,7 +314,7 @@ class RemoteStore(Store):
     # collecting
 
     def objects(self) -> dict[str, int]:
-        """Digest → bytes of all objects in the place, but those that some machine is sending: they have no record yet."""
+        """Digest → bytes of the objects in the place, without those being sent: they have no record yet."""
         sending = self._named_by_signs("digests")
         sizes: dict[str, int] = {}
         for name, size in self._reading().list("objects").items():
