@@ -94,14 +94,15 @@ def turn(backend: Backend, name: str, own: str, patience: Patience, waiting: Cal
     waiting   told once, with the name of the machine that is at work
     """
     sign = Sign(backend, name, patience, cache=own)
-    seen, since, told = b"", time.monotonic(), False
+    seen: bytes | None = None
+    since, told = time.monotonic(), False
     while not sign.take():
-        there = backend.get(name) or b""
+        there = backend.get(name)
         if there != seen:
             seen, since = there, time.monotonic()
         holder = said_by(there)
         dead = holder.get("cache") == own or time.monotonic() - since > patience.stale
-        if there and dead and sign.take_over():
+        if there is not None and dead and sign.take_over():
             break
         if not told:
             waiting(str(holder.get("host", "another machine"))[:80])
