@@ -36,8 +36,23 @@ inspections = typer.Typer(
 app.add_typer(inspections, name="inspect")
 
 StoreOption = Annotated[
-    str | None, typer.Option("--store", envvar="TOKENFLOW_STORE", metavar="URL", help="Where artifacts are kept.")
+    str | None, typer.Option("--store", envvar="TOKENFLOW_STORE", metavar="DIR|URL", help="Where artifacts are kept.")
 ]
+
+
+def _limit_cache(size: str | None) -> str | None:
+    if size:
+        os.environ["TOKENFLOW_CACHE_SIZE"] = size
+    return size
+
+
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-size", metavar="SIZE", callback=_limit_cache,
+        help="What the copy of a shared store may take on this machine; TOKENFLOW_CACHE_SIZE, or 20GB without it.",
+    ),
+]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -99,6 +114,7 @@ def edit_options(
     ] = "auto",
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
     store: StoreOption = None,
+    cache_size: CacheOption = None,
 ) -> "Plan":
     """Read the options that run, plan and preview share, and plan the run."""
     from flows.plan import Plan
@@ -123,16 +139,9 @@ def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
 
 def open_store(place: str | None) -> "Store":
     """The store named by --store or TOKENFLOW_STORE, or the one in the platform's user cache folder."""
-    from store.errors import InputError
-    from store.store import Store
+    from flows.places import store_at
 
-    if place is not None and not place.strip():
-        raise InputError("--store is empty; name a folder, or leave it out")
-    if place is None:
-        import platformdirs
-
-        place = platformdirs.user_cache_dir("tokenflow")
-    return Store(place)
+    return store_at(place)
 
 
 def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..., None]:
@@ -283,7 +292,7 @@ def plan_(plan: "Plan", as_json: JsonOption = False) -> None:
     to_write = sum(row["bytes"] for row in rows)
     free = plan.store.free_bytes()
     if as_json:
-        where = {"free": free, "store": str(plan.store.root)}
+        where = {"free": free, "store": plan.store.place}
         print_json({"stages": rows, "bytes": to_write, **where, "notes": plan.notes})
         return
     for note in plan.notes:
@@ -415,7 +424,9 @@ def show(
     opened = open_store(store)
     record = opened.resolve(key)
     artifact = opened.find(record.recipe)
-    path = str(artifact.path) if artifact else None
+    path = None
+    if artifact:  # one of a shared store is fetched when it is read
+        path = str(artifact.path) if artifact.path.is_dir() else f"{opened.place}/objects/{artifact.digest}"
     dependents = below([record.hex], opened.summaries())
     if as_json:
         named = [{"stage": each.stage, "key": each.hex, "prompt": each.prompt} for each in dependents]
@@ -517,19 +528,80 @@ def explain(
 
 @command
 def export(
-    key: Annotated[str, typer.Argument(help="The first digits of an edit's key.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The video to write.")],
+    key: Annotated[str, typer.Argument(metavar="KEY|RUN", help="The first digits of an edit's key, or a run.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The video to write.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.zip", help="Write the run and all it needs, for tf pull --from FILE.zip."),
+    ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an edit that is in the store as a video."""
+    """Write an edit that is in the store as a video, or a run as a bundle for a colleague without access."""
     from flows.export import export_key
+    from store.errors import InputError
 
+    if bundle and not output:
+        _export_bundle(key, open_store(store), bundle, as_json)
+        return
+    if output is None or bundle:
+        raise InputError("name one thing to write: a video with -o, or a bundle with --bundle")
     written = export_key(open_store(store), key, output)
     if as_json:
         print_json(written.model_dump(mode="json"))
     else:
         print(written.file)
+
+
+def _export_bundle(run: str, store: "Store", file: Path, as_json: bool) -> None:
+    from flows.places import bundle
+    from store.layout import human_bytes
+
+    written = bundle(run, store, file)
+    if as_json:
+        print_json(written)
+        return
+    lost = f"; {len(written['lost'])} were collected or damaged, and can be made again" if written["lost"] else ""
+    print(f"{file}: {written['artifacts']} artifacts, {human_bytes(written['bytes'])}{lost}")
+
+
+@command
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The id of a run, or latest.")],
+    to: Annotated[str, typer.Option(metavar="DIR|URL", help="The store to send it to.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a run and all it needs to another store; what is there already is skipped."""
+    import flows.places
+    from flows.terminal import say
+
+    _print_moved(flows.places.push(run, open_store(store), to, say), as_json)
+
+
+@command
+def pull(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="The id of a run, or latest; all without it.")
+    ] = None,
+    from_: Annotated[
+        str, typer.Option("--from", metavar="DIR|URL|FILE.zip", help="The store, or a bundle of tf export.")
+    ] = "",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a run and all it needs from another store or a bundle; what is here already is skipped."""
+    import flows.places
+    from flows.terminal import say
+
+    _print_moved(flows.places.pull(run, open_store(store), from_, say), as_json)
+
+
+def _print_moved(moved: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(moved.to_json())
+    else:
+        print(moved)
 
 
 @command

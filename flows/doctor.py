@@ -77,20 +77,38 @@ def _device() -> Finding:
 def _store(open_store: Callable[[], Store]) -> list[Finding]:
     try:
         store = open_store()
+        answer = store.check_answers()
         store.check_writable()
     except TokenflowError as error:
         return [Finding(what="store", found=str(error), ok=False)]
+    if answer:
+        return _shared_store(store, answer)
     records = list(store.summaries())
     size = sum({record.digest: record.bytes for record in records}.values())
     free = shutil.disk_usage(store.root).free
     low = free < LOW_DISK
     return [
-        Finding(what="store", found=f"{store.root}: {len(records)} artifacts, {human_bytes(size)}"),
+        Finding(what="store", found=f"{store.place}: {len(records)} artifacts, {human_bytes(size)}"),
         Finding(
             what="disk",
             found=f"{human_bytes(free)} free at the store",
             ok=not low,
             way_out="free some space, or choose another place with --store" if low else None,
+        ),
+    ]
+
+
+def _shared_store(store: Store, answer: str) -> list[Finding]:
+    """A shared store may be large: it is asked whether it answers and can be written, not what it holds."""
+    free = shutil.disk_usage(store.root).free
+    low = free < LOW_DISK
+    return [
+        Finding(what="store", found=f"{store.place} answers and can be written: {answer}"),
+        Finding(
+            what="disk",
+            found=f"{human_bytes(free)} free at its cache {store.root}",
+            ok=not low,
+            way_out="free some space, or set --cache-size" if low else None,
         ),
     ]
 

@@ -27,11 +27,11 @@ from prefect.states import Cancelled, Completed
 from flows.config import EditConfig, RuntimeConfig
 from flows.edit import edit, preview
 from flows.engine import EngineError, T
+from flows.places import store_at
 from flows.plan import Node, Plan
 from flows.summary import artifact_key, summary
 from flows.tasks import Session
 from store.artifact import Artifact
-from store.store import Store
 
 _RUNTIME = RuntimeConfig()
 SECONDS_BETWEEN_LOOKS = 5  # at whether the run is to be cancelled
@@ -57,7 +57,7 @@ def run(session: Session, work: Callable[[Session], T], flow: Flow[..., Any]) ->
     failure = None
     try:
         plan = session.plan
-        state: State[Any] = flow(plan.config, str(session.store.root), plan.runtime, return_state=True)  # type: ignore[assignment]
+        state: State[Any] = flow(plan.config, session.store.place, plan.runtime, return_state=True)  # type: ignore[assignment]
         failure = None if state.is_completed() else state.message
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
@@ -177,7 +177,7 @@ def _run_name() -> str:
 
 @flow(name="edit-video", flow_run_name=_run_name, persist_result=False)
 def edit_video(config: EditConfig, store: str, runtime: RuntimeConfig = _RUNTIME) -> list[str] | State[None]:
-    """Edit a video as prompts say; returns the keys of the edits, one per prompt, in the store at the path `store`."""
+    """Edit a video as prompts say; returns the keys of the edits, one per prompt, in `store` (a path or URL)."""
     return _walked(config, store, runtime, edit)
 
 
@@ -194,7 +194,7 @@ def _walked(
     walk = _walk.get(None)
     if walk is not None:
         return _walked_here(walk)
-    walk = Walk(Session(Plan(config, runtime, Store(store))), work)
+    walk = Walk(Session(Plan(config, runtime, store_at(store))), work)
     token = _walk.set(walk)
     try:
         with walk.session.plan.leased():

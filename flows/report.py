@@ -72,7 +72,7 @@ def find_run(store: Store, name: str) -> Row:
         return _edit_run(store, name)
     newest = next(_edit_runs(store), None)
     if newest is None:
-        raise InputError(f"there is no run in {store.root} yet; tf run VIDEO --prompt TEXT makes one")
+        raise InputError(f"there is no run in {store.place} yet; tf run VIDEO --prompt TEXT makes one")
     return newest
 
 
@@ -322,7 +322,7 @@ def _edit_run(store: Store, name: str) -> Row:
     if name not in known:
         newest = ", ".join(list(known)[:RUNS_NAMED])
         have = f"the newest are {newest}; or say latest" if known else "there is none yet; tf run makes one"
-        raise InputError(f"no run {name!r} that made clips in {store.root}: {have}")
+        raise InputError(f"no run {name!r} that made clips in {store.place}: {have}")
     return known[name]
 
 

@@ -37,7 +37,7 @@ class Result:
     uses: list[Use]
     notes: list[str]
     seconds: float
-    store: Path
+    store: str
     run: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Result:
         ]
         return {
             "outputs": [dict(output) for output in self.outputs], "stages": stages,
-            "seconds": round(self.seconds, 3), "store": str(self.store), "run": self.run,
+            "seconds": round(self.seconds, 3), "store": self.store, "run": self.run,
         }  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def _result(
 ) -> Result:
     """The result; the store remembers a run that computed something, and where it can one that only wrote files."""
     uses, plan = session.used(), session.plan
-    result = Result(outputs, uses, [*remarks(plan.store, uses), *notes], time.perf_counter() - began, plan.store.root)
+    result = Result(outputs, uses, [*remarks(plan.store, uses), *notes], time.perf_counter() - began, plan.store.place)
     computed = any(not use.hit for use in uses)
     try:
         return replace(result, run=_saved(plan, result, command) if computed or new_files else None)

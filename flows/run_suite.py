@@ -18,7 +18,13 @@ from .measure import FIELD_TABLE, TABLE
 from .suite import Metrics, Suite, read_suite, suite_of
 from .tasks import Progress
 
-ALLOWED = ("--store", "--device", "--frames-per-pass", "--token-budget")  # beside a suite: nothing that changes results
+ALLOWED = (
+    "--store",
+    "--device",
+    "--frames-per-pass",
+    "--token-budget",
+    "--cache-size",
+)  # beside a suite: nothing that changes results
 
 
 def chosen_suite(

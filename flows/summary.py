@@ -41,7 +41,7 @@ def summary(session: Session) -> str:
         "keyframe_interval": config.keyframe_interval,
         "seed": config.seed,
         "device": plan.device,
-        "store": str(session.store.root),
+        "store": session.store.place,
     }
     return "\n".join(
         [

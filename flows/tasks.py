@@ -163,7 +163,8 @@ class Step:
     def __call__(self) -> Artifact:
         """The artifact: found, or computed now."""
         if self._artifact is None:
-            self._artifact = self.session.find(self.node) or self._compute()
+            found = self.session.find(self.node)
+            self._artifact = (found and self.session.store.fetch(found)) or self._compute()
         return self._artifact
 
 

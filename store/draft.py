@@ -131,6 +131,10 @@ class Draft:
         assert artifact is not None, f"{self.key} is not committed yet"
         return artifact
 
+    def replace(self, artifact: Artifact) -> None:
+        """Another artifact of the same key counts: another machine had committed it first."""
+        self._committed = artifact
+
     @property
     def seconds(self) -> float:
         """Seconds of work in the finished parts, those of interrupted runs included."""

@@ -41,10 +41,12 @@ from store.summaries import Summary, is_key, read_summary
 
 if TYPE_CHECKING:
     from store.draft import Draft
+    from store.transfer import Files
 
 log = logging.getLogger(__name__)
 
 RECORDS_COMPARED = 200  # of a stage, when a miss is explained
+RUN_ID = r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}"
 
 
 class Store:
@@ -67,6 +69,11 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
 
+    @property
+    def place(self) -> str:
+        """How the store is named: what opens it again, and what people are told."""
+        return str(self.root)
+
     # artifacts
 
     def find(self, key: ArtifactKey | str) -> Artifact | None:
@@ -79,6 +86,10 @@ class Store:
         if record is None or fault(self.layout, record):
             return None
         return Artifact(self.layout.object(record.digest), record)
+
+    def fetch(self, artifact: Artifact) -> Artifact | None:
+        """The artifact, where it can be read at once: it always can, where nothing has to be fetched."""
+        return artifact
 
     @contextmanager
     def draft(self, key: ArtifactKey, schema: Schema) -> Iterator[Draft]:
@@ -152,7 +163,7 @@ class Store:
             raise InputError(f"{prefix!r} is not a key: give the first hexadecimal digits, as tf list shows them")
         found = sorted((self.root / "keys").glob(f"{stage or '*'}/{digits}*.json"))
         if not found:
-            raise InputError(f"no artifact's key begins with {prefix!r} in {self.root}; tf list shows them")
+            raise InputError(f"no artifact's key begins with {prefix!r} in {self.place}; tf list shows them")
         if len(found) > 1:
             names = ", ".join(f"{path.parent.name}/{path.stem[:12]}" for path in found[:8])
             more = f" and {len(found) - 8} more" if len(found) > 8 else ""
@@ -259,10 +270,43 @@ class Store:
     def load_run(self, name: str) -> dict[str, Any]:
         """The run with the id `name`; InputError when there is none."""
         path = self.layout.runs / f"{name}.json"
-        if not re.fullmatch(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}", name) or not path.is_file():
-            raise InputError(f"no run {name!r} in {self.root}")
+        if not re.fullmatch(RUN_ID, name) or not path.is_file():
+            raise InputError(f"no run {name!r} in {self.place}")
         run: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return run
+
+    # moving, see store.moving
+
+    def file_of(self, record: Record, name: str, spare: Path) -> Path | None:
+        """A local file with the bytes of one file of an artifact: its own, or `spare`, written now; None when lost."""
+        path = self.layout.object(record.digest) / name
+        return None if path.is_symlink() or not path.is_file() else path
+
+    def accept(self, record: Record, content: bytes, source: Files, where: str) -> int:
+        """Have an artifact that `source` has, verified; returns the bytes that came, 0 where it was here.
+
+        content   the record as it is written there, kept as it is
+        raises    DamagedError, naming what `where` cannot give; StorePlaceError when the disk is full
+        """
+        if self.find(record.recipe):
+            return 0
+        from store.transfer import bring_object
+
+        self.check_space(record.bytes)
+        came = bring_object(self.layout, record, source, where)
+        with writing(self.root, f"record {record.stage}/{record.hex[:12]}"):
+            write_whole(self.layout.record(record.stage, record.hex), content.decode("utf-8"), durable=True)
+        return came
+
+    def accept_run(self, run: Mapping[str, JsonValue]) -> bool:
+        """Keep a run of another store under its own id; whether it is new here."""
+        path = self.layout.runs / f"{run['id']}.json"
+        assert re.fullmatch(RUN_ID, str(run["id"])), f"{run['id']!r} is no id of a run"
+        if path.exists():
+            return False
+        with writing(self.root, f"run {run['id']}"):
+            write_whole(path, json.dumps(run, indent=1, ensure_ascii=False))
+        return True
 
     # input files, room
 
@@ -313,6 +357,10 @@ class Store:
                 f"{human_bytes(needed)} are needed in {self.root}, where {human_bytes(free)} is free; "
                 "free some space or choose another place with --store"
             )
+
+    def check_answers(self) -> str:
+        """What a shared store has to say of itself; StorePlaceError when it does not answer. A folder says nothing."""
+        return ""
 
     def check_writable(self) -> None:
         """Raise StorePlaceError when nothing can be written here: to be told before a model is loaded."""

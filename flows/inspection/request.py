@@ -23,7 +23,13 @@ from .rebuild import inspect_reconstruct, inspect_swap
 from .source import Say, Source
 
 Configs = Callable[[dict[str, Any]], tuple[EditConfig, RuntimeConfig]]
-WITH_A_RUN = ("--store", "--device", "--frames-per-pass", "--token-budget")  # options that change no result
+WITH_A_RUN = (
+    "--store",
+    "--device",
+    "--frames-per-pass",
+    "--token-budget",
+    "--cache-size",
+)  # options that change no result
 RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 KEY = re.compile(r"[0-9a-f]{6,64}")
 UNEDITED = "unedited"  # stands where a plan wants a prompt and no edit will be made
@@ -92,4 +98,4 @@ def _run_with(store: Store, prefix: str) -> dict[str, Any]:
     for run in store.runs():
         if any(stage["key"].startswith(prefix) for stage in run.get("stages", ())):
             return run
-    raise InputError(f"{prefix} is neither a video file nor a key that a run in {store.root} used; see tf list")
+    raise InputError(f"{prefix} is neither a video file nor a key that a run in {store.place} used; see tf list")

@@ -249,6 +249,22 @@ def test_a_worker_needs_the_parameters_alone(api: str, clip: Path, tiny_folder: 
     assert {each.state.name for each in task_runs(last_flow_run(), 6)} == {"Cached"}
 
 
+def test_a_worker_opens_a_shared_store_by_its_url(
+    api: str, clip: Path, tiny_folder: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.edit_flow import edit_video
+    from flows.places import store_at
+    from store.moving import StoreSource, chosen_runs, move
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"memory://{tmp_path}"
+    move(chosen_runs(StoreSource(store), "latest"), StoreSource(store), store_at(url))
+    plan = make_plan(clip, tiny_folder, store)
+    keys = edit_video(config=plan.config, store=url, runtime=plan.runtime)
+    assert keys == [plan.edits[0][1].key.hex]
+    assert {each.state.name for each in task_runs(last_flow_run(), 6)} == {"Cached"}
+
+
 def test_an_input_error_comes_out_as_it_is_and_fails_the_flow_run(
     api: str, clip: Path, tiny_folder: Path, lone_store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

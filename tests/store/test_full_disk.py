@@ -78,7 +78,6 @@ def test_a_disk_that_fills_gives_the_draft_back_and_keeps_what_was_committed(sma
     assert make_demo(store).digest == made.digest
 
 
-@pytest.mark.xfail(strict=False, reason="a write under way may put files back: mended in the slice 'faults'")
 def test_a_disk_that_fills_has_its_room_back_at_once(small_disk: Path) -> None:
     store = Store(small_disk / "store")
     free = store.free_bytes()
