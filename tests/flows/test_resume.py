@@ -127,12 +127,10 @@ UNFITTING = {"runtime": {"token_budget": 0}}  # tokens are matched as they are e
 @pytest.mark.parametrize(
     ("stage", "share", "previewed", "options"),
     [
-        ("invert_frames", 0.3, False, {}),  # in the first part: nothing else is done yet
         ("invert_frames", 0.9, False, {}),
         ("extract_tokens", 0.95, False, {}),
         ("match_tokens", 0.95, False, {}),
         ("match_tokens", 0.95, False, UNFITTING),
-        ("propagate_tokens", 0.1, False, {}),
         ("propagate_tokens", 0.8, False, {}),
         ("propagate_tokens", 1.0, False, {"solver": "dpmpp_2m"}),
         ("propagate_tokens", 0.8, False, {"editor": "sdedit", "attended_keyframes": 3}),
