@@ -17,7 +17,7 @@ from flows.plan import Node
 from flows.tasks import Quiet
 from store.store import Store
 from tests.flows.runs import digests, small_clip
-from tests.flows.watched import Event, run, watch
+from tests.flows.watched import Event, plan_of, run, watch
 
 ROOT = Path(__file__).parents[2]
 FRAMES, STEPS = 20, 6  # two parts of invert_frames, two of the stages that are divided by timestep
@@ -217,7 +217,12 @@ def test_an_edit_that_is_stopped_goes_on_and_progress_shows_what_is_left(
     expected, all_events = undisturbed()
     plan, at = asked(tmp_path), number(all_events, "propagate_tokens", 0.8)
     stopped_edit(plan, at)
-    assert "at_once.state.4" in scratch(tmp_path)
+    kept = scratch(tmp_path)
+    assert "at_once.state.4" in kept
+    made = plan_of(plan)
+    headers = 1000 * len(kept)
+    assert sum(path.stat().st_size for path in kept.values()) < made.scratch_bytes(made.edits[0][1]) + headers
+    assert made.store.explain(made.edits[0][1].key).reason.startswith("interrupted inside, goes on where it was")
     events.clear()
     totals = Totals()
     result = run(plan, progress=totals)
