@@ -17,7 +17,7 @@ from flows.plan import Node
 from flows.tasks import Quiet
 from store.store import Store
 from tests.flows.runs import digests, small_clip
-from tests.flows.watched import Event, run, watch
+from tests.flows.watched import Event, plan_of, run, watch
 
 ROOT = Path(__file__).parents[2]
 FRAMES, STEPS = 20, 6  # two parts of invert_frames, two of the stages that are divided by timestep
@@ -127,12 +127,10 @@ UNFITTING = {"runtime": {"token_budget": 0}}  # tokens are matched as they are e
 @pytest.mark.parametrize(
     ("stage", "share", "previewed", "options"),
     [
-        ("invert_frames", 0.3, False, {}),  # in the first part: nothing else is done yet
         ("invert_frames", 0.9, False, {}),
         ("extract_tokens", 0.95, False, {}),
         ("match_tokens", 0.95, False, {}),
         ("match_tokens", 0.95, False, UNFITTING),
-        ("propagate_tokens", 0.1, False, {}),
         ("propagate_tokens", 0.8, False, {}),
         ("propagate_tokens", 1.0, False, {"solver": "dpmpp_2m"}),
         ("propagate_tokens", 0.8, False, {"editor": "sdedit", "attended_keyframes": 3}),
@@ -219,7 +217,12 @@ def test_an_edit_that_is_stopped_goes_on_and_progress_shows_what_is_left(
     expected, all_events = undisturbed()
     plan, at = asked(tmp_path), number(all_events, "propagate_tokens", 0.8)
     stopped_edit(plan, at)
-    assert "at_once.state.4" in scratch(tmp_path)
+    kept = scratch(tmp_path)
+    assert "at_once.state.4" in kept
+    made = plan_of(plan)
+    headers = 1000 * len(kept)
+    assert sum(path.stat().st_size for path in kept.values()) < made.scratch_bytes(made.edits[0][1]) + headers
+    assert made.store.explain(made.edits[0][1].key).reason.startswith("interrupted inside, goes on where it was")
     events.clear()
     totals = Totals()
     result = run(plan, progress=totals)

@@ -70,13 +70,15 @@ def watch(patch: pytest.MonkeyPatch, told: Callable[[Event], None]) -> None:
     patch.setattr(match_tokens.StoredTokens, "read", reads)
 
 
+def plan_of(plan: dict[str, Any]) -> Plan:
+    """The plan that JSON says: options of a config, `runtime`, and `store`."""
+    config = make_config(**{**plan["config"], "video": Path(plan["config"]["video"])})
+    return Plan(config, make_runtime(**plan["runtime"]), Store(plan["store"]))
+
+
 def run(plan: dict[str, Any], preview: bool = False, progress: Progress | None = None) -> Result:
-    """Make the run that `plan` says: options of a config, `runtime`, and `store`."""
-    made = Plan(
-        make_config(**{**plan["config"], "video": Path(plan["config"]["video"])}), make_runtime(**plan["runtime"]),
-        Store(plan["store"]),
-    )  # fmt: skip
-    folder = Path(plan["store"]).parent
+    """Make the run that `plan` says, its outputs beside the store."""
+    made, folder = plan_of(plan), Path(plan["store"]).parent
     if preview:
         return run_preview(made, folder / "edit.png", "direct", progress)
     return run_edit(made, folder / "edit.mp4", "direct", progress)

@@ -142,6 +142,7 @@ def test_an_edit_that_is_stopped_again_and_again_still_ends(prepared: Prepared) 
             given = do("at once", known, spec, {}, scratch)
         except Stopped:
             stopped += 1
+            assert len(scratch.states()) <= STATES_KEPT
             continue
         break
     assert stopped == len(prepared.timesteps) - 1
@@ -182,9 +183,10 @@ def test_what_is_lost_of_a_scratch_is_computed_again(lost: list[str], first: int
     assert model.passes == [each for each in passes if prepared.timesteps.index(each[0]) >= first]
 
 
-def test_a_scratch_of_other_frames_is_not_gone_on_from(prepared: Prepared) -> None:
+@pytest.mark.parametrize("feature_reuse", [1, 2])  # with 2, the same frames in other batches
+def test_a_scratch_of_another_way_is_not_gone_on_from(prepared: Prepared, feature_reuse: int) -> None:
     """A run that did all frames at once was stopped, then a preview made the keyframes: the rest is another batch."""
-    spec, scratch = edit_spec(), Memory()
+    spec, scratch = edit_spec(feature_reuse=feature_reuse), Memory()
     expected, keyframe_edit, passes = undisturbed("continued", prepared, spec)
     edit_at_once(prepared, spec, scratch)
     model, known = Watched.of(prepared)
