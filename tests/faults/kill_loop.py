@@ -297,7 +297,7 @@ class Trial:
         if objects != set(self.undisturbed.digests.values()):
             raise BrokenPromiseError(f"objects that no record names: {objects}")
         drafts = [path for path in self.store.glob("drafts/*") if path.suffix != ".lock"]
-        if any(list(path.iterdir()) for path in drafts):
+        if any(list(path.iterdir()) for path in drafts if path.is_dir()):
             raise BrokenPromiseError(f"drafts that no run takes up: {drafts}")
         strays = [*drafts, *self.store.glob("*/.*"), *self.store.glob("*/*/.*"), *self.out.glob(".*")]
         report.left.update(f"{path.parent.name}/{path.suffix if path.name[0] == '.' else 'folder'}" for path in strays)
