@@ -230,7 +230,7 @@ def test_a_bad_model_is_refused(tf: Tf, tiny_folder: Path, name: str, says: str)
         (["run"], "tf: missing argument"),
         (["rnu"], "tf: no such command 'rnu'"),
         (["run", "clip.mp4", "--steps", "many"], "tf: invalid value for '--steps'"),
-        (["export", "abc"], "tf: missing option '-o'"),
+        (["export", "abc"], "name one thing to write"),
         (["show", "zz"], "tf: 'zz' is not a key"),
         (["show", "0" * 64], "no artifact's key begins with"),
         (["export", "0" * 64, "-o", "x.mp4"], "no artifact's key begins with"),

@@ -258,8 +258,9 @@ def test_a_worker_opens_a_shared_store_by_its_url(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     url = f"memory://{tmp_path}"
-    move(chosen_runs(StoreSource(store), "latest"), StoreSource(store), store_at(url))
     plan = make_plan(clip, tiny_folder, store)
+    result = run_edit(plan, tmp_path / "out.mp4", "direct")
+    move(chosen_runs(StoreSource(store), result.run), StoreSource(store), store_at(url))
     keys = edit_video(config=plan.config, store=url, runtime=plan.runtime)
     assert keys == [plan.edits[0][1].key.hex]
     assert {each.state.name for each in task_runs(last_flow_run(), 6)} == {"Cached"}
