@@ -104,7 +104,10 @@ class Artifact(Mapping[str, Any]):
     def _open(self) -> xarray.Dataset:
         import xarray
 
+        from store.zarr_io import check_metadata
+
         try:
+            check_metadata(self.path, self.schema, self.attrs, f"{self.stage}/{self.key[:12]}")
             return xarray.open_zarr(self.path, chunks=None, consolidated=True)
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
