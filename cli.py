@@ -53,6 +53,9 @@ CacheOption = Annotated[
         help="What the copy of a shared store may take on this machine; TOKENFLOW_CACHE_SIZE, or 20GB without it.",
     ),
 ]  # fmt: skip
+PickleOption = Annotated[
+    bool, typer.Option("--allow-pickle", help="Open weights that are no .safetensors too: they may hold code.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -113,6 +116,7 @@ def edit_options(
         str, typer.Option(help="Of the model: float32, float16 or bfloat16; auto: float16 on a GPU only.")
     ] = "auto",
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
+    allow_pickle: PickleOption = False,
     store: StoreOption = None,
     cache_size: CacheOption = None,
 ) -> "Plan":
@@ -132,7 +136,7 @@ def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     budget = parse_bytes(given["token_budget"])
     runtime = make_runtime(
         device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],
-        token_budget=budget,
+        token_budget=budget, allow_pickle=given["allow_pickle"],
     )  # fmt: skip
     return make_config(**asked, **own), runtime
 
@@ -243,6 +247,7 @@ def reproduce(
         str, typer.Option(help="Of the model: float32, float16 or bfloat16; auto: float16 on a GPU only.")
     ] = "auto",
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
+    allow_pickle: PickleOption = False,
     engine: EngineOption = "auto",
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -253,8 +258,9 @@ def reproduce(
     from flows.terminal import say
 
     runtime = make_runtime(
-        device=device, frames_per_pass=frames_per_pass, precision=precision, token_budget=parse_bytes(token_budget)
-    )
+        device=device, frames_per_pass=frames_per_pass, precision=precision, token_budget=parse_bytes(token_budget),
+        allow_pickle=allow_pickle,
+    )  # fmt: skip
     opened = open_store(store)
     plan, then = plan_again(sidecar, opened, runtime, video=video, model=model)
     result = _performed("run_edit", plan, output_again(sidecar, then, output, opened), engine)

@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from stages.diffusion.choices import Blend, Solver
 from store.errors import InputError
+from store.guard import CONTROLS
 from store.schemas import Frozen
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -90,6 +91,9 @@ class RuntimeConfig(Frozen):
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", title="Precision", description="of the model; auto: float16 on a GPU, float32 on a CPU"
     )
+    allow_pickle: bool = Field(
+        False, title="Allow pickle", description="open weights that are no .safetensors too, which may hold code"
+    )
     token_budget: int = Field(8 << 30, title="Token budget", description="bytes of tokens that may be kept", ge=0)
 
 
@@ -135,6 +139,8 @@ def make_config(**given: Any) -> EditConfig:
     for prompt in (*given["prompts"], given.get("source_prompt", ""), given.get("negative_prompt", "")):
         if not _is_unicode(prompt):
             raise InputError(f"the prompt {prompt!r} is not valid UTF-8; check the terminal's encoding")
+        if CONTROLS.search(prompt):
+            raise InputError(f"the prompt {prompt!r} holds control characters; say it in plain text")
     return _checked(EditConfig, given)
 
 

@@ -14,6 +14,7 @@ from store.schemas import Frozen
 from store.store import Store
 
 ADVICE_FILE = "tokenflow.json"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 class Advice(Frozen):
@@ -32,11 +33,15 @@ class ModelFiles:
     folder: Path
     key: str
     advice: Advice
+    pickled: bool = False  # its weights, or some of them, are no .safetensors
 
 
-def find_model(name: str, store: Store) -> ModelFiles:
-    """The model called `name`: 'pocket', a diffusers folder, a single checkpoint file, or a hub id."""
-    from stages.backbones.stable_diffusion import check_folder, identity_files
+def find_model(name: str, store: Store, allow_pickle: bool = False) -> ModelFiles:
+    """The model called `name`: 'pocket', a diffusers folder, a single checkpoint file, or a hub id.
+
+    allow_pickle   take weights that are no .safetensors too, where there are no others
+    """
+    from stages.backbones.stable_diffusion import check_folder, identity_files, pickled_weights
 
     if not name.strip():
         raise InputError("--model is empty; give a diffusers folder, a .safetensors file, a hub id, or 'pocket'")
@@ -48,17 +53,18 @@ def find_model(name: str, store: Store) -> ModelFiles:
         folder = Path(name).expanduser()
         load_from = str(folder)
     elif Path(name).expanduser().is_file():
-        folder = _unpacked(Path(name).expanduser(), store)
+        folder = _unpacked(Path(name).expanduser(), store, allow_pickle)
         load_from = str(folder)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
-        folder, load_from = _downloaded(name), name
+        folder, load_from = _downloaded(name, allow_pickle), name
     else:
         raise InputError(
             f"no model {name!r}: it is no folder, no file and no hub id; give one of these (org/name), or 'pocket'"
         )
-    check_folder(folder)
+    check_folder(folder, allow_pickle)
+    pickled = bool(pickled_weights(folder)) or (Path(name).is_file() and Path(name).suffix != ".safetensors")
     files = [path.relative_to(folder) for path in identity_files(folder)]
-    return ModelFiles(name, load_from, folder, f"blake3:{store.folder_hash(folder, files)}", _advice(folder))
+    return ModelFiles(name, load_from, folder, f"blake3:{store.folder_hash(folder, files)}", _advice(folder), pickled)
 
 
 def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
@@ -92,12 +98,12 @@ def _advice(folder: Path) -> Advice:
         raise InputError(f"{file}: {where}: {first['msg']}; mend or delete that file") from None
 
 
-def _downloaded(name: str) -> Path:
+def _downloaded(name: str, allow_pickle: bool) -> Path:
     """The folder in which diffusers keeps the files of a hub id, downloaded where they are not there yet."""
     from diffusers import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(name, use_safetensors=True))
+        return Path(DiffusionPipeline.download(name, use_safetensors=None if allow_pickle else True))
     except Exception as error:  # the hub's client raises a dozen unrelated classes, all meaning: not to be had
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -105,10 +111,11 @@ def _downloaded(name: str) -> Path:
         ) from None
 
 
-def _unpacked(file: Path, store: Store) -> Path:
+def _unpacked(file: Path, store: Store, allow_pickle: bool) -> Path:
     """A single checkpoint file as a diffusers folder, made once and kept in the store under the file's hash."""
-    if file.suffix != ".safetensors":
-        raise InputError(f"model file {file} is no .safetensors file; other weight files are not opened")
+    if file.suffix != ".safetensors" and not (allow_pickle and file.suffix in PICKLES):
+        way_out = "" if file.suffix not in PICKLES else " unless you trust it and say --allow-pickle"
+        raise InputError(f"model file {file} is no .safetensors file; other weight files are not opened{way_out}")
     folder = store.root / "models" / store.file_hash(file)
     if not (folder / "model_index.json").is_file():
         from stages.backbones.stable_diffusion import unpack_single_file

@@ -56,10 +56,15 @@ class Plan:
         self.notes: list[str] = []
         self._found: dict[str, Artifact] = {}
         self.video: VideoInfo = probe(config.video)
-        self.model: ModelFiles = find_model(config.model, store)
+        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle)
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
         self.notes += [*self.video.notes, *([size.sentence] if size.sentence else [])]
+        if self.model.pickled:
+            self.notes.append(
+                f"the weights of {config.model} are pickled, and opened because of --allow-pickle: torch is told to "
+                "take nothing but numbers from them, but convert them to .safetensors if they come from somebody else"
+            )
         native = geometry.native_size
         if size.width * size.height > 2 * native * native:
             self.notes.append(

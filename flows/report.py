@@ -309,12 +309,8 @@ def _edit(store: Store, clip: Artifact) -> Edit:
 
 
 def _edit_runs(store: Store) -> Iterator[Row]:
-    """Runs that made clips, the newest first; InputError for a damaged one."""
-    try:
-        runs = store.runs()
-    except ValueError as error:
-        raise InputError(f"a run in {store.layout.runs} is damaged ({error}); delete that file") from None
-    return (run for run in runs if run.get("command") == "run")
+    """Runs that made clips, the newest first."""
+    return (run for run in store.runs() if run.get("command") == "run")
 
 
 def _edit_run(store: Store, name: str) -> Row:

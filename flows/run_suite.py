@@ -49,7 +49,7 @@ def chosen_suite(
     named = {name: value for name, value in metrics.items() if value not in (None, "auto")}
     runtime = make_runtime(
         device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],
-        token_budget=parse_bytes(given["token_budget"]),
+        token_budget=parse_bytes(given["token_budget"]), allow_pickle=given["allow_pickle"],
     )  # fmt: skip
     return suite.model_copy(update={"metrics": suite.metrics.model_copy(update=named)}), runtime
 

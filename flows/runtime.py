@@ -14,7 +14,7 @@ def load_backbone(plan: Plan) -> StableDiffusion:
     check_device(plan)
     share_heaps()
     asked = plan.runtime
-    return load(plan.model.load_from, Runtime(plan.device, asked.frames_per_pass, asked.precision))
+    return load(plan.model.load_from, Runtime(plan.device, asked.frames_per_pass, asked.precision, asked.allow_pickle))
 
 
 def check_device(plan: Plan) -> None:

@@ -104,9 +104,10 @@ class Artifact(Mapping[str, Any]):
     def _open(self) -> xarray.Dataset:
         import xarray
 
-        from store.zarr_io import Committed
+        from store.zarr_io import Committed, check_metadata
 
         try:
+            check_metadata(self.path, self.schema, self.attrs, f"{self.stage}/{self.key[:12]}")
             return xarray.open_zarr(Committed(self.path, read_only=True), chunks=None, consolidated=True)
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(

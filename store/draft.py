@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import os
 import re
 import shutil
 import threading
@@ -23,32 +25,52 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from blake3 import blake3
-from pydantic import JsonValue
+from pydantic import Field, JsonValue, ValidationError
 
 from store import zarr_io
 from store.artifact import Artifact
 from store.errors import SchemaError, StoreError
+from store.guard import Refused, check_variable, read_json, read_small, reason, shown
 from store.hashing import payload_hash
 from store.keys import ArtifactKey, canonical, canonical_json
-from store.layout import Layout, flush, flush_tree, regular_files, write_whole, writing
+from store.layout import Layout, flush, flush_tree, regular_files, remove_odd_files, write_whole, writing
 from store.leases import exclusive
-from store.records import FileEntry, Record, changed_files, manifest_digest, now, software
+from store.records import FileEntry, Record, changed_files, manifest_digest, now, read_record, software
 from store.rules import broken_rule
 from store.schemas import Block, Frozen, Schema, Variable
+
+log = logging.getLogger(__name__)
+
+CHUNK = re.compile(r"(/(0|[1-9][0-9]{0,15}))*")
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class Marker(Frozen):
     """A finished part."""
 
     files: dict[str, FileEntry]
-    written: dict[str, int]  # variable → values written
-    grown: dict[str, int]  # growing variable → its length
+    written: dict[str, Count]  # variable → values written
+    grown: dict[str, Count]  # growing variable → its length
     attrs: dict[str, JsonValue]
-    seconds: float
+    seconds: float = Field(ge=0)
+
+    def check(self, schema: Schema) -> None:
+        """Raise Refused where the marker claims what no part of `schema` can have written."""
+        reach = dict.fromkeys(self.grown, 0)
+        for name in self.files:
+            variable, _, chunk = name.partition("/c")
+            known = schema.variables.get(variable)
+            if known is None or chunk.count("/") != len(known.dims) or not CHUNK.fullmatch(chunk):
+                raise Refused(f"{shown(name)} is no chunk of {schema.artifact}")
+            if variable in reach:
+                reach[variable] = max(reach[variable], (int(chunk.split("/")[1]) + 1) * known.chunks[0])
+        for variable, length in self.grown.items():
+            if length > reach[variable]:
+                raise Refused(f"{shown(variable)} has not grown to {length}")
 
 
 @dataclass
@@ -224,12 +246,16 @@ class Draft:
         schema_file = self._folder / "schema.json"
         promised = canonical_json(self.schema)
         with self._writing():
-            if not schema_file.is_file() or schema_file.read_text(encoding="utf-8") != promised:
+            for place in (self._folder, self._group, self._folder / "parts"):
+                if place.is_symlink():
+                    place.unlink()  # what is written here, or cleared away, is not to be somewhere else
+            if not self._promises(schema_file, promised):
                 self.drop()
                 if self._folder.exists():  # what is left would be taken for parts of this promise
                     raise OSError(f"what an earlier run left in {self._folder} cannot be removed")
                 write_whole(schema_file, promised)
             self._group.mkdir(exist_ok=True)
+            remove_odd_files(self._group)
             for number in range(len(self._parts)):
                 self._take_up(number)
             for name in regular_files(self._group):
@@ -245,10 +271,11 @@ class Draft:
         if not pending.is_file() or self._group.exists():
             return None
         try:
-            record = Record.model_validate_json(pending.read_bytes())
-        except ValueError:  # damaged, and nothing but the work behind it is lost
+            record = read_record(pending, self.key.hex)
+        except StoreError as error:  # nothing but the work behind it is lost
+            log.warning("%s", error)
             return None
-        if record.hex != self.key.hex or changed_files(self._layout.object(record.digest), record.files):
+        if record is None or changed_files(self._layout.object(record.digest), record.files):
             return None
         with self._writing():
             return self._publish(record)
@@ -327,6 +354,13 @@ class Draft:
             for name, length in marker.grown.items():
                 grown[name] = max(length, grown.get(name, 0))
         return grown
+
+    def _promises(self, file: Path, promised: str) -> bool:
+        """Whether an earlier run left this very promise."""
+        try:
+            return read_small(file).decode() == promised
+        except (OSError, ValueError):
+            return False
 
     # one part
 
@@ -433,14 +467,16 @@ class Draft:
     def _take_up(self, number: int) -> None:
         """Trust the marker of a part when its files are what it says, else remove it."""
         path = self._folder / "parts" / f"{number}.json"
-        if not path.is_file():
+        if not os.path.lexists(path):
             return
         try:
-            marker = Marker.model_validate_json(path.read_bytes())
-        except ValueError:
-            path.unlink()
-            return
-        if changed_files(self._group, marker.files):
+            marker = Marker.model_validate(read_json(path, "the draft's marker"), strict=True)
+            marker.check(self.schema)
+            if changed_files(self._group, marker.files):
+                raise Refused("its files are gone or changed")
+        except (StoreError, ValueError) as error:
+            why = reason(error) if isinstance(error, ValidationError) else error
+            log.warning("part %d of the draft of %s is done again: %s", number, self._name, why)
             path.unlink()
             return
         self._done[number] = marker
@@ -493,13 +529,15 @@ class Draft:
             created=now(),
             provenance={**software(), **self.provenance},
             note=self.note,
-        )
+        ).sealed()
 
     def _move(self, record: Record) -> None:
         """Move the group to its object, unless an equal one lies there already; a damaged one is replaced."""
         target = self._layout.object(record.digest)
         target.parent.mkdir(exist_ok=True)
-        if target.exists() and changed_files(target, record.files):
+        if target.is_symlink() or target.is_file():
+            target.unlink()
+        elif target.exists() and changed_files(target, record.files):
             shutil.rmtree(target)
         try:
             self._group.rename(target)
@@ -536,11 +574,10 @@ def check_layout(schema: Schema, name: str) -> None:
     """Raise SchemaError when a schema contradicts itself, or when its parts would share chunk files."""
     for variable_name, variable in schema.variables.items():
         where = f"{schema.artifact} {name}: {variable_name}"
-        counts = {len(variable.dims), len(variable.shape), len(variable.chunks)}
-        if len(counts) > 1:
-            raise SchemaError(
-                f"{where} has {variable.dims}, {variable.shape}, chunks {variable.chunks}: unequal counts"
-            )
+        try:
+            check_variable(variable_name, variable)
+        except Refused as error:
+            raise SchemaError(f"{schema.artifact} {name}: {error}") from None
         if None in variable.shape[1:]:
             raise SchemaError(f"{where} may grow along its first dimension only, but its shape is {variable.shape}")
         if variable.sums_to_one is not None and variable.sums_to_one not in variable.dims:

@@ -12,6 +12,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from store.errors import InputError
+from store.guard import read_small
 from store.layout import write_whole
 
 SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock
@@ -72,9 +73,9 @@ def _fingerprint(path: Path) -> dict[str, int]:
 
 def _recall(note: Path, fingerprint: dict[str, int]) -> str | None:
     try:
-        known = json.loads(note.read_text())
+        known = json.loads(read_small(note))
         return str(known["blake3"]) if all(known[name] == value for name, value in fingerprint.items()) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # never hashed, or a damaged note: the file itself answers
 
 

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from store.errors import StorePlaceError
 
-FORMAT = 1
+FORMAT = 2  # of what is written; 1 had records without a seal
+READABLE = (1, 2)
 FLUSHES = 8  # at once: a journal takes those that wait together in one go
 
 
@@ -79,6 +80,11 @@ class Layout:
     def draft(self, stage: str, key: str) -> Path:
         return self.drafts / f"{stage}-{key}"
 
+    def raise_format(self) -> None:
+        """Have an older layout's store say that it now holds what only this layout's readers know."""
+        if self.format.read_text("utf-8").strip() != str(FORMAT):
+            write_whole(self.format, f"{FORMAT}\n")
+
 
 def human_bytes(count: int) -> str:
     """A number of bytes as people read it: 1.2 GB."""
@@ -125,7 +131,7 @@ def write_whole(path: Path, text: str | bytes, durable: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with draft.open("wb") as file:
+        with draft.open("xb") as file:  # never through a link that someone put there
             file.write(text.encode() if isinstance(text, str) else text)
             if durable:
                 file.flush()
@@ -183,3 +189,15 @@ def regular_files(folder: Path) -> dict[str, int]:
                 elif entry.is_file(follow_symlinks=False):
                     found[f"{prefix}{entry.name}"] = entry.stat(follow_symlinks=False).st_size
     return dict(sorted(found.items()))
+
+
+def remove_odd_files(folder: Path) -> None:
+    """Remove every link, pipe, socket and device below `folder`: none is ever written there."""
+    pending = [folder]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(Path(entry.path))
+                elif not entry.is_file(follow_symlinks=False):
+                    Path(entry.path).unlink()

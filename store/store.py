@@ -24,9 +24,11 @@ from pydantic_core import from_json
 from store import hashing, leases
 from store.artifact import Artifact
 from store.errors import InputError, StoreError, StorePlaceError
+from store.guard import Refused, check_bulk, read_small
 from store.keys import ArtifactKey
 from store.layout import (
     FORMAT,
+    READABLE,
     Layout,
     free_bytes,
     human_bytes,
@@ -36,6 +38,7 @@ from store.layout import (
     writing,
 )
 from store.records import Explanation, Record, changed_files, fault, read_record
+from store.runs import read_run
 from store.schemas import Schema
 from store.summaries import Summary, is_key, read_summary
 
@@ -113,6 +116,8 @@ class Store:
             yield draft
             return
         with self._alone(key) as draft.check_held:
+            with writing(self.root, str(key)):
+                self.layout.raise_format()
             draft.found = self.find(key) or draft.finish_interrupted_commit()
             if draft.found:
                 yield draft
@@ -259,21 +264,28 @@ class Store:
         name = f"{now:%Y%m%d-%H%M%S}-{now.microsecond:05x}{secrets.randbelow(16):x}"
         text = json.dumps({**run, "id": name}, indent=1, ensure_ascii=False)
         with writing(self.root, f"run {name}"):
+            self.layout.raise_format()
             write_whole(self.layout.runs / f"{name}.json", text, durable=True)
         return name
 
     def runs(self) -> list[dict[str, Any]]:
-        """All runs, the newest first."""
-        newest_first = sorted(self.layout.runs.glob("[0-9]*.json"), reverse=True)
-        return [json.loads(path.read_text("utf-8")) for path in newest_first]
+        """All runs, the newest first; damaged ones are skipped with a warning."""
+        found = []
+        for path in sorted(self.layout.runs.glob("[0-9]*.json"), reverse=True):
+            try:
+                found.append(read_run(path))
+            except FileNotFoundError:
+                continue
+            except StoreError as error:
+                log.warning("%s", error)
+        return found
 
     def load_run(self, name: str) -> dict[str, Any]:
-        """The run with the id `name`; InputError when there is none."""
+        """The run with the id `name`; InputError when there is none, StoreError when its file is damaged."""
         path = self.layout.runs / f"{name}.json"
         if not re.fullmatch(RUN_ID, name) or not path.is_file():
             raise InputError(f"no run {name!r} in {self.place}")
-        run: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return run
+        return read_run(path)
 
     # moving, see store.moving
 
@@ -328,8 +340,8 @@ class Store:
 
     def recall(self, what: str) -> JsonValue:
         """What `remember` was last told of `what`; None when nothing is known."""
-        with suppress(OSError, ValueError, KeyError, TypeError):  # never told, or a damaged note
-            kept = json.loads(self._note(what).read_text("utf-8"))
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # never told, or a damaged note
+            kept = json.loads(read_small(self._note(what)))
             if kept["of"] == what:
                 return kept["value"]
         return None
@@ -384,12 +396,15 @@ class Store:
         if not self.layout.format.is_file():
             self._create()
         try:
-            number = self.layout.format.read_text("utf-8").strip()
+            number = read_small(self.layout.format, 100).decode(errors="replace").strip()
         except OSError as error:
             raise StorePlaceError(f"cannot read the store {self.root}: {error.strerror or error}") from error
-        if number != str(FORMAT):
+        except Refused as error:
+            raise StoreError(f"cannot read {self.layout.format}: {error}; choose another place with --store") from None
+        if number not in map(str, READABLE):
+            known = " and ".join(map(str, READABLE))
             raise StoreError(
-                f"the store {self.root} has layout {number[:20]!r}, and this version reads layout {FORMAT}; "
+                f"the store {self.root} has layout {number[:20]!r}, and this version reads layouts {known}; "
                 "choose another place with --store, or use the version that wrote it"
             )
 
@@ -476,7 +491,9 @@ class Store:
         ranked = []
         for path in paths[:RECORDS_COMPARED]:
             with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged record is near to nothing
-                written = from_json(path.read_bytes())
+                data = read_small(path)
+                check_bulk(data)
+                written = from_json(data)
                 recipe = ArtifactKey.model_validate(written["recipe"])
                 ranked.append((-len(_unlike(recipe, key)), str(written["created"]), recipe.hex))
         for _, _, digits in sorted(ranked, reverse=True):

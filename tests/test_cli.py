@@ -144,6 +144,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "no prompt": ([], "there is no prompt"),
     "empty prompt": (["--prompt", " "], "--prompt is empty"),
     "unreadable prompt": (["--prompt", "a\udcff"], "not valid UTF-8"),
+    "prompt for the terminal": (["--prompt", "a\x1b[31m"], "holds control characters"),
     "frames beyond": (["--prompt", "a", "--frames", "0:99"], "the clip has 7 frames"),
     "frames reversed": (["--prompt", "a", "--frames", "5:2"], "START must be below STOP"),
     "frames garbled": (["--prompt", "a", "--frames", "a:b"], "is not START:STOP"),

@@ -29,6 +29,7 @@ WITH_A_RUN = (
     "--frames-per-pass",
     "--token-budget",
     "--cache-size",
+    "--allow-pickle",
 )  # options that change no result
 RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 KEY = re.compile(r"[0-9a-f]{6,64}")
@@ -60,7 +61,7 @@ def read_request(given: dict[str, Any], configs: Configs, changed: Sequence[str]
     budget = parse_bytes(given["token_budget"])
     runtime = make_runtime(
         device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],
-        token_budget=budget,
+        token_budget=budget, allow_pickle=given["allow_pickle"],
     )  # fmt: skip
     return Request(Plan(make_config(**run["config"]), runtime, store), edited=True)
 

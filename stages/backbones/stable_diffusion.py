@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,17 @@ SUPPORTED = ("StableDiffusionPipeline",)
 FRAMES_AT_ONCE = 16  # on a CPU: fewer are slower (4: a tenth), more are no faster
 FRAMES_AT_ONCE_ON_GPU = 64
 SMALL_PASS = 8e9  # floating-point operations: on a CPU, threads take longer to wake than such a pass gains by them
+LIBRARIES = {  # of a model's components: nothing else is imported because a model's index says so
+    "unet": ("diffusers",),
+    "vae": ("diffusers",),
+    "scheduler": ("diffusers",),
+    "text_encoder": ("transformers",),
+    "tokenizer": ("transformers",),
+    "image_encoder": ("transformers", None),
+    "feature_extractor": ("transformers", None),
+    "safety_checker": ("stable_diffusion", None),
+}
+WEIGHTED = ("unet", "vae", "text_encoder")
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -37,6 +49,7 @@ class Runtime:
     device: str = "cpu"
     frames_per_pass: int | None = None  # none: 16 on a CPU, as many as fit on a GPU
     precision: str = "auto"  # of the UNet and the text encoder: float32, float16 or bfloat16
+    allow_pickle: bool = False  # open weights that are no .safetensors, where there are no others
 
     @property
     def dtype(self) -> torch.dtype:
@@ -200,12 +213,16 @@ def load(model: str, runtime: Runtime) -> StableDiffusion:
         pipeline = StableDiffusionPipeline.from_pretrained(
             model,
             dtype={"vae": torch.float32, "default": runtime.dtype},
-            use_safetensors=True,
+            use_safetensors=None if runtime.allow_pickle else True,
             safety_checker=None,
             requires_safety_checker=False,
         )
     except SafetensorError as error:
         raise InputError(f"a weight file of model {model} is damaged ({error}); download the model again") from None
+    except UnpicklingError:
+        raise InputError(
+            f"model {model} cannot be loaded: a pickled weight file holds more than numbers; convert it to .safetensors"
+        ) from None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:240]
         raise InputError(f"model {model} cannot be loaded: {reason}") from None
@@ -253,8 +270,11 @@ def unpack_single_file(file: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def check_folder(folder: Path) -> None:
-    """InputError, one sentence, unless `folder` is a diffusers folder of a supported class with all its components."""
+def check_folder(folder: Path, allow_pickle: bool = False) -> None:
+    """InputError, one sentence, unless `folder` is a diffusers folder of a supported class with all its components.
+
+    allow_pickle   weights that are no .safetensors will do
+    """
     index = folder / "model_index.json"
     try:
         declared = json.loads(index.read_text(encoding="utf-8"))
@@ -264,22 +284,47 @@ def check_folder(folder: Path) -> None:
         ) from None
     except ValueError:
         raise InputError(f"{index} is not valid JSON; download the model again") from None
+    if not isinstance(declared, dict):
+        raise InputError(f"{index} is no JSON object; download the model again")
     if declared.get("_class_name") not in SUPPORTED:
         raise InputError(
             f"model {folder} is a {declared.get('_class_name')}, which is not supported; have {', '.join(SUPPORTED)}"
         )
+    for component, value in declared.items():
+        if (
+            isinstance(value, list)
+            and value[:1] != [None]
+            and value[:1] not in [[x] for x in LIBRARIES.get(component, ())]
+        ):
+            raise InputError(
+                f"{index} has its {component} made by {value[0] if value else 'nothing'}, and code that comes with a "
+                "model is not run; give a model of plain diffusers components"
+            )
     for component in NEEDED:
         if not declared.get(component) or not (folder / component).is_dir():
             raise InputError(f"model folder {folder} has no {component}; give a complete diffusers folder")
-    for component in ("unet", "vae", "text_encoder"):
-        if not list((folder / component).glob("*.safetensors")):
+    pickled = pickled_weights(folder)
+    for component in WEIGHTED:
+        if component in pickled and not allow_pickle:
             raise InputError(
-                f"model folder {folder} has no .safetensors file in {component}; other weight files are not opened"
+                f"model folder {folder} has no .safetensors file in {component}; other weight files are not opened "
+                "unless you trust them and say --allow-pickle"
             )
+        if component not in pickled and not list((folder / component).glob("*.safetensors")):
+            raise InputError(f"model folder {folder} has no .safetensors file in {component}; download it again")
+
+
+def pickled_weights(folder: Path) -> list[str]:
+    """Components of a diffusers folder whose weights are pickled: there is a .bin file and no .safetensors file."""
+    return [
+        name for name in WEIGHTED
+        if list((folder / name).glob("*.bin")) and not list((folder / name).glob("*.safetensors"))
+    ]  # fmt: skip
 
 
 def identity_files(folder: Path) -> list[Path]:
     """Files of a diffusers folder that may change a result: weights and configs of the components used."""
     wanted = {".safetensors", ".json", ".txt"}
-    parts = [path for name in NEEDED for path in sorted((folder / name).rglob("*")) if path.is_file()]
-    return [path for path in parts if path.suffix in wanted]
+    pickled = pickled_weights(folder)
+    parts = [(name, path) for name in NEEDED for path in sorted((folder / name).rglob("*")) if path.is_file()]
+    return [path for name, path in parts if path.suffix in wanted or (name in pickled and path.suffix == ".bin")]

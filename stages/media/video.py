@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,20 @@ from av.video.stream import VideoStream
 from store.errors import InputError
 from store.schemas import Frozen
 
-LARGEST_SIDE = 16_384
-LARGEST_AREA = 2**27  # pixels; one RGB picture of it is 400 MB
+from .declared import check_declared
 
-# Demuxers that open further files or addresses, expand patterns in the name, or draw text as pictures.
-REFUSED_FORMATS = frozenset(
-    (
-        *("concat", "concatf", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp"),
-        *("avisynth", "image2", "lavfi", "vapoursynth"),
-        *("adf", "bin", "ffmetadata", "idf", "tty", "xbin"),
-    )
+LARGEST_SIDE = 16_384
+LARGEST_AREA = 2**26  # pixels, twice 8K: one RGB picture of it is 200 MB, and nothing of it is needed for an edit
+LARGE_AREA = (
+    2**23
+)  # pixels; beyond it decoding by a thread per core, each with pictures of its own, would take gigabytes
+
+# Demuxers of plain containers, streams and pictures. FFmpeg has 300 more; among them are those that open further files
+# or addresses (hls, dash, concat, sdp, mlv, vobsub), expand patterns in the name (image2) or draw text (tty).
+CONTAINERS = (
+    *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf", "nut", "ivf", "obu", "gif", "apng", "dv"),
+    *("h264", "hevc", "av1", "m4v", "mpegvideo", "mjpeg", "yuv4mpegpipe"),
+    *("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"),
 )
 UNTIMED_FORMATS = ("avi",)  # keeps an order only: the times that FFmpeg gives to reordered frames are wrong
 PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"[playlist]", b"v=0\r\n", b"v=0\n")
@@ -259,17 +262,15 @@ def parse_frames(text: str, count: int) -> tuple[int, int, int]:
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a local video file and its first real picture stream; FFmpeg's errors come out as InputError."""
     head = _checked_file(path)
-    options = {"protocol_whitelist": "file", "format_whitelist": _allowed_formats(), "max_pixels": str(LARGEST_AREA)}
+    check_declared(path)
+    options = {
+        "protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS), "max_pixels": str(LARGEST_AREA)
+    }  # fmt: skip
     try:
         with av.open(f"file:{path.resolve()}", "r", options=options, metadata_errors="replace") as container:
             yield container, _picture_stream(path, container)
     except av.error.FFmpegError as error:
         raise InputError(f"{path} {_diagnosis(head)}") from error
-
-
-@cache
-def _allowed_formats() -> str:
-    return ",".join(sorted(av.formats_available - REFUSED_FORMATS))
 
 
 def _checked_file(path: Path) -> bytes:
@@ -316,6 +317,8 @@ def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
     # A damaged frame raises instead of being patched up from its neighbours and passed on as if it were the source.
     stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(LARGEST_AREA)}
     stream.thread_type = "AUTO"
+    if stream.codec_context.width * stream.codec_context.height > LARGE_AREA:
+        stream.codec_context.thread_count = 2
     return stream
 
 
@@ -358,11 +361,11 @@ def _frame_rate(ticks: list[int], stream: VideoStream, last_duration: int) -> tu
         return (known[0] if known else 1 / (last_duration * stream.time_base or Fraction(1, 25))), False
     mean = (len(ticks) - 1) / span
     seconds = (np.array(ticks) - ticks[0]) * float(stream.time_base)
-    for rate in (*known, mean.limit_denominator(1001)):
+    for rate in filter(None, (*known, mean.limit_denominator(1001))):
         tolerance = 1.001 * min(float(stream.time_base), 0.25 / rate)
-        if rate and np.abs(seconds - np.arange(len(ticks)) / float(rate)).max() <= tolerance:
+        if np.abs(seconds - np.arange(len(ticks)) / float(rate)).max() <= tolerance:
             return rate, False
-    return mean.limit_denominator(100_000), True
+    return mean.limit_denominator(100_000) or mean, True
 
 
 def _orientation(path: Path, frame: VideoFrame) -> tuple[bool, int]:

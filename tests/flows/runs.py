@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import flows.runtime
-from flows.config import make_config, make_runtime
+from flows.config import RuntimeConfig, make_config, make_runtime
 from flows.plan import STAGES, Plan
 from flows.run import Result, run_edit
 from stages import extract_tokens, propagate_tokens
@@ -52,7 +52,7 @@ def small_clip(path: Path, frames: int = 7, **options: Any) -> Path:
 
 def make_plan(video: Path, model: Path, store: Path | Store, **changed: Any) -> Plan:
     """The plan of a small edit."""
-    runtime = {n: changed.pop(n) for n in ("device", "frames_per_pass", "token_budget", "precision") if n in changed}
+    runtime = {name: changed.pop(name) for name in RuntimeConfig.model_fields if name in changed}
     config = make_config(video=video, model=str(model), **(SMALL | changed))
     return Plan(config, make_runtime(**runtime), store if isinstance(store, Store) else Store(store))
 

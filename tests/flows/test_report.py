@@ -79,6 +79,19 @@ def test_warp_errors_follow_the_exact_motion(made_run: Path) -> None:
     assert [line.name for line in page["errors"].lines] == ["source", *PROMPTS]
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"id": 1}', '{"id": "20990101-000000-abcdef", "command": "run"}'])
+def test_a_damaged_run_is_named_and_the_newest_sound_one_is_the_latest(
+    own: Store, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = find_run(own, "latest")["id"]
+    damaged = own.layout.runs / "20990101-000000-abcdef.json"
+    damaged.write_text(text)
+    assert find_run(own, "latest")["id"] == sound
+    assert str(damaged) in caplog.text
+    with pytest.raises(InputError, match=f"no run '{damaged.stem}'"):
+        find_run(own, damaged.stem)
+
+
 def test_motion_is_estimated_where_the_truth_is_another_clips(made_run: Path, own: Store, tmp_path: Path) -> None:
     run = find_run(own, "latest")
     other = shutil.copytree(made_run, tmp_path / "other", ignore=shutil.ignore_patterns("store"))

@@ -296,20 +296,19 @@ def test_a_copied_record_is_not_that_of_another_key(store: Store) -> None:
 def test_opening_checks_the_schema_and_names_variable_and_rule(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = make_demo(store)
     monkeypatch.setattr(artifact_module, "_checked", set())
-    stricter = artifact.schema.variables["count"].model_copy(update={"ge": 4.5, "dtype": "int64"})
+    stricter = artifact.schema.variables["count"].model_copy(update={"ge": 4.5})
     promised = artifact.schema.model_copy(update={"variables": {**artifact.schema.variables, "count": stricter}})
     altered = Artifact(artifact.path, artifact.record.model_copy(update={"promised": promised}))
-    with pytest.raises(
-        SchemaError, match=r"demo demo_stage/\w+ breaks.*count: expected dtype int64.*count: must be at"
-    ):
+    with pytest.raises(SchemaError, match=r"demo demo_stage/\w+ breaks its schema: count: must be at"):
         altered["count"]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"shape": (7,)}, "count: expected size frame=7, got 6"),
-        ({"dims": ("time",)}, "count: .*dim"),
+        ({"shape": (7,)}, r"count: expected size frame=7, got \[6\]"),
+        ({"dims": ("time",)}, "count: expected dims"),
+        ({"dtype": "int64"}, "count: expected dtype int64, got 'int32'"),
         ({"sums_to_one": "frame"}, "count: must sum to one over frame"),
     ],
 )
@@ -413,12 +412,6 @@ def test_runs_are_kept_newest_first(store: Store) -> None:
 
 
 # the place
-
-
-def test_another_layout_is_refused_with_the_way_out(store: Store) -> None:
-    store.layout.format.write_text("2\n")
-    with pytest.raises(StoreError, match="layout '2', and this version reads layout 1; choose another place"):
-        Store(store.root)
 
 
 def test_a_folder_with_other_things_is_no_store(tmp_path: Path) -> None:
