@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from store.errors import InputError, StoreError
+from store.guard import Refused, parse_json
 from store.layout import writing
 from store.moving import Source, needed
-from store.records import Record, read_record
+from store.records import Record, parse_record
 from store.store import RUN_ID
 from store.transfer import DamagedError, sound
 
@@ -104,7 +105,7 @@ class Bundle:
             with writing(scratch, "a bundle's records"):
                 self._scratch.mkdir(parents=True)
             self._entries = self._checked_entries()
-            self._records = self._read_records()
+            self._records = self._parse_records()
             self._check_objects()
         except BaseException:
             self.close()
@@ -179,23 +180,18 @@ class Bundle:
         except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
             raise self._refuse(name, f"is damaged ({error})") from None
 
-    def _read_records(self) -> dict[str, tuple[Record, bytes]]:
+    def _parse_records(self) -> dict[str, tuple[Record, bytes]]:
         records = {}
         for name in self._entries:
             if not name.startswith("keys/"):
                 continue
             _, stage, file = name.split("/")
             content = self._bytes(name, self._entries)
-            path = self._scratch / file
-            with writing(self._scratch, file):
-                path.write_bytes(content)
             try:
-                record = read_record(path)
+                record = parse_record(content, file)
             except StoreError as error:
-                raise self._refuse(name, str(error).replace(str(path), "").split(";")[0]) from None
-            finally:
-                path.unlink(missing_ok=True)
-            if record is None or record.stage != stage or record.hex in records:
+                raise self._refuse(name, f"cannot be taken: {str(error).split(';')[0]}") from None
+            if (record.stage, f"{record.hex}.json") != (stage, file):
                 raise self._refuse(name, "is the record of another stage or key")
             records[record.hex] = (record, content)
         return records
@@ -215,9 +211,9 @@ class Bundle:
 
     def _run(self, name: str) -> dict[str, Any]:
         try:
-            run = json.loads(self._bytes(name, self._entries))
-        except (ValueError, RecursionError) as error:
+            run = parse_json(self._bytes(name, self._entries))
+        except Refused as error:
             raise self._refuse(name, f"is damaged ({str(error)[:80]})") from None
-        if not isinstance(run, dict) or f"runs/{run.get('id')}.json" != name:
+        if f"runs/{run.get('id')}.json" != name:
             raise self._refuse(name, "is the run of another id")
         return run

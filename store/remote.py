@@ -31,9 +31,10 @@ from pydantic import JsonValue
 from store.artifact import Artifact
 from store.backends import Patience, open_backend
 from store.errors import StoreError, StorePlaceError
+from store.guard import LARGEST_JSON
 from store.keys import ArtifactKey
 from store.layout import FORMAT, regular_files, write_whole, writing
-from store.records import Explanation, Record, fault, read_record
+from store.records import Explanation, Record, fault, parse_record
 from store.schemas import Schema
 from store.store import RUN_ID, Store
 from store.transfer import DamagedError, Files, bring_object, side_by_side, sound
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CACHE_SIZE = 20 * 10**9
-MOST_OF_A_RECORD = 256 << 20  # bytes; a record lists its files, some 150 bytes each
 RECORD_NAME = re.compile(r"keys/(\w{1,100})/([0-9a-f]{64})\.json")
 
 
@@ -474,26 +474,15 @@ class RemoteStore(Store):
         content = self._reading().get(name)
         if content is None:
             return None
-        folder = self.layout.drafts / f".record-{secrets.token_hex(8)}"
-        path = folder / f"{digits}.json"
-        try:
+        record = parse_record(content, f"{self.url}/{name}")
+        if (record.stage, record.hex) != (stage, digits):
+            raise StoreError(
+                f"the record {self.url}/{name} is that of another key, {record.stage}/{record.hex}; delete it"
+            )
+        if keep and not self._owed(stage, digits).exists():
             with writing(self.root, f"record {stage}/{digits[:12]}"):
-                folder.mkdir(parents=True)
-                path.write_bytes(content)
-            record = read_record(path)
-            if record is not None and record.stage != stage:
-                raise StoreError(f"the record {path} is that of another stage; delete it")
-            if keep and not self._owed(stage, digits).exists():
-                with writing(self.root, f"record {stage}/{digits[:12]}"):
-                    self.layout.records(stage).mkdir(parents=True, exist_ok=True)
-                    path.replace(self.layout.record(stage, digits))
-            return record
-        except StorePlaceError:
-            raise
-        except StoreError as error:
-            raise StoreError(str(error).replace(str(path), f"{self.url}/{name}")) from None
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+                write_whole(self.layout.record(stage, digits), content)
+        return record
 
     def _synchronize(self, stage: str | None = None, digits: str = "") -> set[str]:
         """Bring the records of a stage, or of keys that begin so, that are not here yet; returns the names of all."""
@@ -503,7 +492,7 @@ class RemoteStore(Store):
 
         def bring(name: str) -> None:
             here = self.layout.record(*found[name].groups())
-            if there[name] > MOST_OF_A_RECORD:
+            if there[name] > LARGEST_JSON:
                 log.warning("the record %s/%s is too large to be one; delete it", self.url, name)
             elif not here.is_file() or here.stat().st_size != there[name]:
                 try:

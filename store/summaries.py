@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from store.errors import StoreError
+from store.guard import Refused, check_bulk, read_small
 from store.keys import ArtifactKey
 
 EDITS = ("edit_keyframes", "propagate_tokens")  # stages that see the prompt of an edit
@@ -68,10 +69,13 @@ def is_key(text: str) -> bool:
 def read_summary(path: Path) -> Summary | None:
     """The summary of the record at `path`, None where there is none; StoreError when it cannot be read as one."""
     try:
-        written = from_json(path.read_bytes())
-        summary = _summary(written)
+        data = read_small(path)
+        check_bulk(data)
+        summary = _summary(from_json(data))
     except FileNotFoundError:
         return None
+    except Refused as error:
+        raise _damaged(path, str(error)) from None
     except OSError as error:
         raise StoreError(f"cannot read the record {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

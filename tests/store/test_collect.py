@@ -28,7 +28,7 @@ def make(store: Store, number: int, stage: str = "demo_stage", seconds: float = 
     key = ArtifactKey.of(stage, 1, DemoSpec(steps=number), {})
     artifact = make_demo(store, key, demo_schema().model_copy(update={"attrs": {"number": number}}))
     created = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() - days * DAY))
-    changed = artifact.record.model_copy(update={"seconds": seconds, "created": created})
+    changed = artifact.record.model_copy(update={"seconds": seconds, "created": created}).sealed()
     store.layout.record(stage, key.hex).write_text(changed.to_json())
     return Artifact(artifact.path, changed)
 

@@ -564,4 +564,4 @@ def test_no_shell_is_ever_called_and_nothing_is_ever_unpickled() -> None:
         found = [word for word in forbidden if word in text.replace(".eval(", "").replace("literal_eval(", "")]
         assert not found, f"{file}: {found}"
     for file in (ROOT / "store").rglob("*.py"):
-        assert "allow_pickle" not in file.read_text()
+        assert "allow_pickle" not in file.read_text().replace("allow_pickle=False", "")

@@ -32,7 +32,8 @@ def with_a_run(store: Store) -> str:
         from store.schemas import Block
 
         draft.write(range(1), iter([Block("x", (0,), np.arange(4, dtype=np.float32))]))
-    return store.save_run({"command": "run", "stages": [{"stage": "edit", "key": ABOVE.hex}]})
+    made = {"config": {}, "video": "clip.mp4", "outputs": [], "store": ""}
+    return store.save_run({"command": "run", **made, "stages": [{"stage": "edit", "key": ABOVE.hex}]})
 
 
 def _schema() -> Any:
@@ -151,10 +152,14 @@ def test_runs_are_chosen_by_id_or_latest(store: Store) -> None:
 
 
 def test_a_run_of_strange_shape_moves_nothing(store: Store, tmp_path: Path) -> None:
-    for stages in (None, {}, [None, {}, {"key": ["x"]}, {"key": "../x"}, {"key": "0" * 64}]):
+    target = Store(tmp_path / "colleague")
+    for stages in (None, {}, [None], [{}], [{"stage": "edit", "key": ["x"]}], [{"stage": "edit", "key": "../x"}]):
         store.save_run({"stages": stages})
-    moved = moving(None, store, Store(tmp_path / "colleague"))
-    assert (len(moved.runs), moved.artifacts) == (3, 0)
+    with pytest.raises(InputError, match="there is no run"):
+        moving(None, store, target)
+    store.save_run({"stages": [{"stage": "edit", "key": "0" * 64}]})
+    moved = moving(None, store, target)
+    assert (len(moved.runs), moved.artifacts) == (1, 0)
 
 
 # bundles
@@ -264,7 +269,7 @@ HOSTILE: dict[str, tuple[Callable[[list[tuple[zipfile.ZipInfo, bytes]]], None], 
     ),
     "a record with another list": (_altered("files", lambda files: dict(list(files.items())[1:])), "digest"),
     "a record that points outside": (_altered("files", _outside), "outside its object"),
-    "a record of another stage": (_altered("stage", lambda stage: "../../x"), "recipe does not give its key"),
+    "a record of another stage": (_altered("stage", lambda stage: "../../x"), "stage: String should match"),
     "deep": (
         lambda entries: entries.append((_named("runs/20260101-000000-000000.json"), b"[" * 10**5)), "is damaged"
     ),

@@ -171,7 +171,6 @@ def test_damaged_records_are_named_and_dropped(store: Store) -> None:
 
 
 @pytest.mark.parametrize("field", ["seconds", "note", "created"])
-@pytest.mark.xfail(strict=False, reason="records get their seal in the slice 'guard'")
 def test_an_edited_record_is_caught(store: Store, field: str) -> None:
     make_demo(store)
     path = store.layout.record("demo_stage", demo_key().hex)
