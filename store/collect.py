@@ -1,8 +1,8 @@
 """Collecting: objects leave the least recently used first, their records stay, and nothing in use is touched.
 
-When an object was last used is read from the runs that name it: reading an artifact writes nothing. Of those that were
-last used by the same run the cheapest to compute again per byte go first. A collected artifact that is needed again is
-a miss like any other, and comes back by itself.
+When an object was last used is read from the runs and the leases that named it: reading an artifact writes nothing. Of
+those that were last used by the same run the cheapest to compute again per byte go first. A collected artifact that is
+needed again is a miss like any other, and comes back by itself.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def collect(store: Store, limits: Limits, dry_run: bool = False) -> Collection:
 
 
 def last_uses(store: Store) -> dict[str, float]:
-    """Key (hex) → when a run last named it, in seconds since 1970."""
-    used: dict[str, float] = {}
+    """Key (hex) → when a run or a lease last named it, in seconds since 1970."""
+    used = store.uses()
     for run in store.runs():
         with suppress(ValueError, KeyError, TypeError):  # a run that cannot be read was no use
             at = run_time(str(run["id"]))
@@ -149,7 +149,7 @@ def run_time(run: str) -> float:
 
 
 def used_at(summary: Summary, used: Mapping[str, float]) -> float:
-    """When an artifact was last used: by a run, or when it was made."""
+    """When an artifact was last used, or else when it was made."""
     made = datetime.fromisoformat(summary.created)
     return used.get(summary.hex) or (made if made.tzinfo else made.replace(tzinfo=UTC)).timestamp()
 

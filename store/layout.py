@@ -6,6 +6,7 @@ drafts/<stage>-<key>/        work in progress, resumed by the next run; safe to 
 runs/<run>.json              one run of the command line
 hashes/<path>.json           remembered hashes of input files
 pins/<key>                   an artifact that is never collected
+used/<key>                   empty; its time is when a process last leased the artifact
 leases/<uuid>.json           keys that a process is using
 trash/                       objects on their way out; removals.lock is held while it is decided which
 format                       the number of this layout
@@ -51,6 +52,10 @@ class Layout:
     @property
     def drafts(self) -> Path:
         return self.root / "drafts"
+
+    @property
+    def used(self) -> Path:
+        return self.root / "used"
 
     @property
     def pins(self) -> Path:

@@ -363,7 +363,10 @@ class RemoteStore(Store):
                 shown.enter_context(sign.beating())
             except StorePlaceError as error:  # what is here can be used all the same
                 log.warning("other machines cannot be told what this run needs: %s", error)
-            yield
+            try:
+                yield
+            finally:
+                self.note_use(named)
 
     def leases(self) -> set[str]:
         """Keys, in hex, that runs on any machine need now."""

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -247,10 +248,29 @@ class Store:
     def lease(self, keys: Iterable[str]) -> Iterator[None]:
         """While the block runs the artifacts of `keys` (hex) are not collected: those that are there, or will be.
 
-        What was found before may have been collected meanwhile: find again inside.
+        What was found before may have been collected meanwhile: find again inside. To lease them is to use them.
         """
-        with leases.leased(self.layout, keys):
-            yield
+        named = set(keys)
+        with leases.leased(self.layout, named):
+            try:
+                yield
+            finally:
+                self.note_use(named)
+
+    def note_use(self, keys: Iterable[str]) -> None:
+        """Remember that artifacts (hex) are used now, all at one moment; a store that can only be read forgets it."""
+        with suppress(OSError):
+            self.layout.used.mkdir(exist_ok=True)
+            moment = time.time_ns()
+            for key in keys:
+                (self.layout.used / key).touch()
+                os.utime(self.layout.used / key, ns=(moment, moment))
+
+    def uses(self) -> dict[str, float]:
+        """Key (hex) → when it was last leased on this machine, in seconds since 1970."""
+        with suppress(FileNotFoundError), os.scandir(self.layout.used) as entries:
+            return {entry.name: entry.stat().st_mtime for entry in entries if is_key(entry.name)}
+        return {}
 
     def leases(self) -> set[str]:
         """Keys (hex) that some process is using."""

@@ -70,6 +70,17 @@ def test_the_least_recently_used_leave_first_and_records_stay(store: Store) -> N
     assert is_there(store, first, second, third) == [True, False, False]
 
 
+def test_a_lease_is_a_use_even_where_nothing_is_written(store: Store) -> None:
+    first, second = (make(store, n, days=30 - n) for n in range(2))
+    with store.lease([first.key]):
+        pass
+    collect(store, Limits(max_bytes=max(store.objects().values())))
+    assert is_there(store, first, second) == [True, False]
+    with store.lease(artifact.key for artifact in (first, second)):
+        pass
+    assert len(set(store.uses().values())) == 1, "of one moment, so that what they cost decides"
+
+
 def test_of_one_run_the_cheapest_to_compute_again_per_byte_leave_first(store: Store) -> None:
     cheap, dear, middle = (make(store, n, seconds=s, days=9 - n) for n, s in enumerate((1, 100, 10)))
     use(store, 2, cheap, dear, middle)
