@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import JsonValue
 
 from store.errors import StoreError
@@ -17,6 +18,30 @@ if TYPE_CHECKING:
     import xarray
 
 _checked: set[tuple[Path, str]] = set()  # (object, key); objects are immutable: one check per process
+
+
+class Values:
+    """One array of an artifact, to be read: bytes that have rotted are told as such, with a name and the way out."""
+
+    def __init__(self, array: Any, name: str) -> None:
+        self._array, self._name = array, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._array, name)
+
+    def __len__(self) -> int:
+        return int(self._array.shape[0])
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
+        return np.asarray(self[:], *args, **kwargs)
+
+    def __getitem__(self, region: Any) -> Any:
+        try:
+            return self._array[region]
+        except (ValueError, RuntimeError) as error:  # of the checksum, or of what unpacks
+            raise StoreError(
+                f"{self._name} is damaged ({error}); tf verify --repair drops it, and the next run computes it again"
+            ) from error
 
 
 class Artifact(Mapping[str, Any]):
@@ -63,7 +88,7 @@ class Artifact(Mapping[str, Any]):
     def __getitem__(self, variable: str) -> Any:
         if variable not in self.schema.variables and variable not in self.schema.coordinates:
             raise KeyError(f"{self} has no variable {variable!r}; it has {', '.join(self)}")
-        return self._group[variable]
+        return Values(self._group[variable], f"{self}: {variable}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.schema.variables)

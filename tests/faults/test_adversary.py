@@ -82,6 +82,17 @@ def test_what_is_removed_after_it_was_found_is_told_and_never_read_as_zeros(arti
         artifact["rgb"][:]
 
 
+def test_a_bit_that_flips_is_told_when_it_is_read_with_the_way_out(artifact: Artifact) -> None:
+    chunk = artifact.path / "rgb" / "c" / "1" / "0" / "0"
+    assert artifact["rgb"][:].any()
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    assert artifact["rgb"][0].any(), "the rest can be read"
+    with pytest.raises(StoreError, match=r"rgb is damaged \(.*checksum.*\); tf verify --repair drops it"):
+        artifact["rgb"][:]
+
+
 def test_a_dataset_tells_it_as_well(artifact: Artifact) -> None:
     dataset = artifact.dataset()
     shutil.rmtree(artifact.path / "rgb" / "c")

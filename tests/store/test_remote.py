@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_a_machine_that_was_killed_takes_up_its_own_turn_at_once(memory: Place) 
 
 def test_the_first_commit_counts_and_the_second_is_dropped(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     """Where a turn was lost, two machines may compute the same key, and a GPU's results may differ."""
-    late = place.machine("late")
+    late = open_store(place.url, cache=place.folder / "late", patience=replace(SOON, beat=60))  # no sign comes back
     with late.draft(demo_key(), demo_schema()) as draft:
         for part in draft.missing():
             draft.write(part, demo_blocks(part))
