@@ -6,6 +6,7 @@ FUZZ_EXAMPLES raises the number of cases. What is found goes into corpus/, where
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -14,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from store.artifact import Artifact
+from store.bundle import Bundle, write_bundle
 from store.errors import InputError, StoreError
 from store.guard import Refused, check_name
 from store.keys import canonical_json
+from store.moving import StoreSource, chosen_runs, move
 from store.records import Record, parse_record
 from store.runs import read_run
 from store.store import Store
@@ -194,3 +197,42 @@ def resumed(store: Store) -> Artifact:
             draft.write(part, demo_blocks(part))
         draft.attrs["fps"] = 24.0
     return draft.artifact
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, set[str]]:
+    """A bundle of one run, and the digests of what is in it."""
+    folder = tmp_path_factory.mktemp("bundle")
+    store = Store(folder / "store")
+    digest = make_demo(store).digest
+    made = {"config": {}, "video": "clip.mp4", "outputs": [], "store": ""}
+    run = store.save_run({"command": "run", **made, "stages": [{"stage": "demo_stage", "key": demo_key().hex}]})
+    source = StoreSource(store)
+    write_bundle(chosen_runs(source, run), source, folder / "run.zip")
+    return (folder / "run.zip").read_bytes(), {digest}
+
+
+@st.composite
+def damaged(draw: st.DrawFn, data: bytes) -> bytes:
+    """Bytes with one to three stretches replaced, cut out, put in or doubled, anywhere."""
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(data)))
+        stop = min(len(data), start + draw(st.integers(0, 300)))
+        data = data[:start] + draw(st.one_of(st.binary(max_size=8), st.just(2 * data[start:stop]))) + data[stop:]
+    return data
+
+
+@some
+@given(data=st.data())
+def test_a_damaged_bundle_gives_what_was_in_it_or_is_refused(
+    bundled: tuple[bytes, set[str]], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("colleague")
+    (folder / "run.zip").write_bytes(data.draw(damaged(bundled[0])))
+    store = Store(folder / "store")
+    with suppress(InputError, StoreError), Bundle(folder / "run.zip", store.layout.drafts) as bundle:
+        move(chosen_runs(bundle, None), bundle, store)
+    assert sorted(path.name for path in folder.iterdir()) == ["run.zip", "store"]
+    for record in store.records():
+        assert record.digest in bundled[1] and store.verify(record) == []
+    shutil.rmtree(folder)
