@@ -567,7 +567,7 @@ def _export_bundle(run: str, store: "Store", file: Path, as_json: bool) -> None:
     if as_json:
         print_json(written)
         return
-    lost = f"; {len(written['lost'])} were collected or damaged, and can be made again" if written["lost"] else ""
+    lost = f"; collected or damaged, can be made again: {len(written['lost'])}" if written["lost"] else ""
     print(f"{file}: {written['artifacts']} artifacts, {human_bytes(written['bytes'])}{lost}")
 
 

@@ -46,7 +46,7 @@ def verdict_lines(verdict: Verdict) -> Iterator[str]:
 def _outcome(verdict: Verdict) -> str:
     if not (verdict.damaged or verdict.records):
         return "every file has the bytes that were written"
-    found = f"{len(verdict.damaged)} objects and {len(verdict.records)} records are damaged"
+    found = f"damaged: objects {len(verdict.damaged)}, records {len(verdict.records)}"
     if not verdict.dropped:
         return f"{found}; tf verify --repair drops them, and the next run computes them again"
     return f"{found}; what was dropped is computed again by the next run that needs it"

@@ -87,9 +87,7 @@ class Moved:
     def __str__(self) -> str:
         runs = f"{len(self.runs)} run{'' if len(self.runs) == 1 else 's'}"
         there = f", {self.already_there} were there" if self.already_there else ""
-        lost = (
-            f"; {len(self.lost)} were collected or damaged in {self.source} and can be made again" if self.lost else ""
-        )
+        lost = f"; collected or damaged in {self.source}, can be made again: {len(self.lost)}" if self.lost else ""
         return (
             f"{runs}: {self.artifacts} artifacts, {self.files} files, {human_bytes(self.bytes)} "
             f"went to {self.target}{there}{lost}"

@@ -135,7 +135,7 @@ def test_what_was_collected_is_told_and_can_be_made_again(store: Store, tmp_path
     moved = moving(run, store, Store(tmp_path / "colleague"))
     assert moved.lost == [BELOW.hex]
     assert moved.artifacts == 1
-    assert "1 were collected or damaged" in str(moved)
+    assert "can be made again: 1" in str(moved)
 
 
 def test_runs_are_chosen_by_id_or_latest(store: Store) -> None:
