@@ -3,7 +3,7 @@
 On a CPU everything is done in two rounds, and each piece counts as in its faster one: a machine that others use wavers
 by more than what is to be told apart, and a floor measured in a slow minute would flatter us.
 
-`tf bench` calls it. What is measured goes to benchmarks/results/bench-SIZE.json, and the ratios to the terminal.
+`tf bench` calls it. What is measured goes to the file that -o names, and the ratios to the terminal.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def explain_run(store: Store, name: str) -> dict[str, Any]:
     """
     runs = store.runs()
     if name == "latest" and not runs:
-        raise InputError(f"there is no run in {store.root} yet; tf run VIDEO --prompt TEXT makes one")
+        raise InputError(f"there is no run in {store.place} yet; tf run VIDEO --prompt TEXT makes one")
     run = runs[0] if name == "latest" else store.load_run(name)
     known = {summary.hex: summary for summary in store.summaries()}
     earlier = [other for other in runs if other["id"] < run["id"] and "stages" in other]

@@ -105,7 +105,7 @@ class Bundle:
             with writing(scratch, "a bundle's records"):
                 self._scratch.mkdir(parents=True)
             self._entries = self._checked_entries()
-            self._records = self._parse_records()
+            self._records = self._read_records()
             self._check_objects()
         except BaseException:
             self.close()
@@ -180,7 +180,7 @@ class Bundle:
         except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
             raise self._refuse(name, f"is damaged ({error})") from None
 
-    def _parse_records(self) -> dict[str, tuple[Record, bytes]]:
+    def _read_records(self) -> dict[str, tuple[Record, bytes]]:
         records = {}
         for name in self._entries:
             if not name.startswith("keys/"):

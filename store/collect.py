@@ -22,7 +22,7 @@ from store.errors import StoreError
 from store.layout import regular_files, remove_tree, writing
 from store.leases import exclusive, let_go, stale_leases
 from store.schemas import Frozen
-from store.store import Store
+from store.store import RUN_ID, Store
 from store.summaries import EDITS, Summary, read_summary
 
 DRAFT_SECONDS = 7 * 86400.0  # a draft that nobody has gone on with for so long is abandoned
@@ -139,7 +139,7 @@ def last_uses(store: Store) -> dict[str, float]:
 
 def is_run(name: str) -> bool:
     """Whether a name is a run's id, or stands for the newest run."""
-    return name == "latest" or re.fullmatch(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}", name) is not None
+    return name == "latest" or re.fullmatch(RUN_ID, name) is not None
 
 
 def run_time(run: str) -> float:

@@ -224,13 +224,6 @@ class RemoteStore(Store):
             if _record_name(path.parent.name, path.stem) in there or self._owed(path.parent.name, path.stem).exists()
         ]
 
-    def records(self, stage: str | None = None) -> Iterator[Record]:
-        """All records of the place, and those still to be sent; damaged ones are skipped with a warning."""
-        there = {(path.parent.name, path.stem) for path in self.record_files(stage)}
-        for record in super().records(stage):
-            if (record.stage, record.hex) in there:
-                yield record
-
     def resolve(self, prefix: str) -> Record:
         """As `Store.resolve`, over the records of the place."""
         digits = prefix.rpartition("/")[2]

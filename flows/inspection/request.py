@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from store.errors import InputError
-from store.store import Store
+from store.store import RUN_ID, Store
 
 from ..config import EditConfig, RuntimeConfig, make_config, make_runtime, parse_bytes
 from ..export import make_folder
@@ -31,7 +31,7 @@ WITH_A_RUN = (
     "--cache-size",
     "--allow-pickle",
 )  # options that change no result
-RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
+RUN = re.compile(RUN_ID)
 KEY = re.compile(r"[0-9a-f]{6,64}")
 UNEDITED = "unedited"  # stands where a plan wants a prompt and no edit will be made
 
