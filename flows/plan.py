@@ -16,7 +16,7 @@ from stages import decode_frames, edit_keyframes, editors, extract_tokens, inver
 from stages.backbones.layout import ModelLayout
 from stages.diffusion.ddim import inversion_timesteps, timesteps
 from stages.editing.resuming import STATES_KEPT
-from stages.media.video import VideoInfo, choose_size, parse_frames, probe
+from stages.media.video import choose_size, parse_frames
 from store.artifact import Artifact
 from store.errors import InputError
 from store.keys import ArtifactKey
@@ -26,6 +26,7 @@ from store.store import Store
 
 from .config import EditConfig, RuntimeConfig
 from .models import ModelFiles, find_model, geometry_of, layout_of
+from .videos import KnownVideo
 
 STAGES: Mapping[str, Any] = {
     "decode_frames": decode_frames,
@@ -49,13 +50,19 @@ class Node:
 
 
 class Plan:
-    """The six stages of one run, the last two once per prompt."""
+    """The six stages of one run, the last two once per prompt.
 
-    def __init__(self, config: EditConfig, runtime: RuntimeConfig, store: Store) -> None:
+    video   what is known of it, where its file is not here: then its frames must be in the store
+    """
+
+    def __init__(
+        self, config: EditConfig, runtime: RuntimeConfig, store: Store, video: KnownVideo | None = None
+    ) -> None:
         self.config, self.runtime, self.store = config, runtime, store
         self.notes: list[str] = []
         self._found: dict[str, Artifact] = {}
-        self.video: VideoInfo = probe(config.video)
+        known = video or KnownVideo.of(config.video, store)
+        self.video, self.video_key = known.info, known.key
         self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle)
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
@@ -79,11 +86,10 @@ class Plan:
         self.expected_frames = len(range(start, self.video.frames if stop is None else stop, step))
         if stop == self.video.declared_frames:
             stop = None  # to the end: the same frames under the same key, said or not
-        video_key = f"blake3:{store.file_hash(config.video)}"
         self.decode = self._node(
             "decode_frames",
             decode_frames.Spec(start=start, stop=stop, step=step, width=size.width, height=size.height),
-            {"video": video_key},
+            {"video": self.video_key},
         )
         self.invert = self._node(
             "invert_frames",
@@ -117,7 +123,6 @@ class Plan:
         )
         editor = editors.choose(config.editor, self._editor_settings())
         self.edits = [self._edit(prompt, editor) for prompt in dict.fromkeys(config.prompts)]
-        self.video_key = video_key
 
     @property
     def nodes(self) -> list[Node]:

@@ -12,6 +12,7 @@ import pytest
 from flows.plan import Plan
 from store.store import Store
 from tests.flows.runs import Executed, counting, edit, make_plan, small_clip
+from tests.flows.server import configured, serving
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +64,23 @@ def plan(store: Store, clip: Path, tiny_folder: Path) -> Callable[..., Plan]:
         return make_plan(video, model, store, **changed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Prefect home of the tests' server: its database and log."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_home: Path) -> Iterator[str]:
+    """URL of the API of a server that all tests share; nothing is configured for it."""
+    with serving(prefect_home) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def api(prefect_server: str, prefect_home: Path) -> Iterator[str]:
+    """URL of the API of that server, for which Prefect is configured in this process while the module's tests run."""
+    with configured(prefect_server, prefect_home) as url:
+        yield url

@@ -7,21 +7,18 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows import edit_flow
+from flows import cancelling
 from flows.config import EditConfig, RuntimeConfig
-from flows.engine import DEFAULTS, choose_engine, describe_api, run_with_prefect
+from flows.engine import choose_engine, describe_api, run_with_prefect
 from flows.plan import Plan
 from flows.prepare import prepare
 from flows.run import run_edit, run_preview
@@ -31,52 +28,12 @@ from stages import decode_frames
 from stages.diffusion.checks import NonFiniteLatents
 from store.errors import InputError
 from store.store import Store
+from tests.flows.server import flow_runs, last_flow_run, task_runs
 from tests.stages.clips import write_clip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a busy machine is no failure
 
 ROOT = Path(__file__).parents[2]
-SECONDS_TO_START = 300
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-}
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of the API of a server of our own, for which Prefect is configured in this process too."""
-    from prefect.context import refresh_global_settings_context
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home, url = tmp_path_factory.mktemp("prefect"), f"http://127.0.0.1:{port}/api"
-    environment = {**os.environ, **QUIET, "PREFECT_HOME": str(home)}
-    environment.pop("PREFECT_API_URL", None)
-    log = (home / "server.log").open("wb")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        env=environment,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            wait_for(lambda: get(url, "/health"), f"no server: {(home / 'server.log').read_text()}", SECONDS_TO_START)
-            for name in DEFAULTS:  # run_with_prefect sets them: they are to be gone afterwards
-                patch.setenv(name, DEFAULTS[name])
-            patch.setenv("PREFECT_HOME", str(home))
-            patch.setenv("PREFECT_API_URL", url)
-            refresh_global_settings_context()
-            yield url
-        finally:
-            server.terminate()
-            server.wait(timeout=60)
-            log.close()
-    refresh_global_settings_context()
 
 
 @pytest.fixture(scope="module")
@@ -100,63 +57,6 @@ def make_plan(clip: Path, model: Path, store: Store, *prompts: str, **more: Any)
     """Six steps, which are two chunks of timesteps."""
     config = EditConfig(video=clip, prompts=prompts or ("a blue ball",), model=str(model), steps=6, **more)
     return Plan(config, RuntimeConfig(device="cpu"), store)
-
-
-def get(api: str, path: str) -> Any:
-    """The API's answer as JSON, None while it does not answer."""
-    try:
-        with urllib.request.urlopen(f"{api}{path}", timeout=5) as answer:
-            return json.load(answer)
-    except OSError:
-        return None
-
-
-def wait_for(look: Any, otherwise: str, seconds: float = 30) -> Any:
-    """What `look` gives as soon as it gives something."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if seen := look():
-            return seen
-        time.sleep(0.2)
-    raise AssertionError(otherwise)
-
-
-def last_flow_run() -> Any:
-    """The newest flow run, once it is over."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    with get_client(sync_client=True) as client:
-
-        def finished() -> Any:
-            run = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0]
-            return run if run.state and run.state.is_final() else None
-
-        return wait_for(finished, "the flow run does not end")
-
-
-def flow_runs() -> int:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        return len(client.read_flow_runs())
-
-
-def task_runs(run: Any, count: int) -> list[Any]:
-    """The `count` task runs of a flow run in the order in which they began; they reach the API a little later."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
-    with get_client(sync_client=True) as client:
-
-        def all_there() -> Any:
-            runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-            settled = [each for each in runs if each.state and each.state.is_final()]
-            return settled if len(settled) == len(runs) >= count else None
-
-        seen = wait_for(all_there, f"{count} task runs do not appear")
-    assert len(seen) == count
-    return sorted(seen, key=lambda each: each.start_time)
 
 
 def test_a_run_is_a_flow_run_with_a_task_run_per_chunk(
@@ -334,7 +234,7 @@ def test_cancelling_in_the_ui_stops_the_work(
     from prefect.runtime import flow_run
     from prefect.states import Cancelling
 
-    monkeypatch.setattr(edit_flow, "SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(cancelling, "SECONDS_BETWEEN_LOOKS", 0.1)
 
     def asked_to_stop(session: Session) -> None:
         with get_client(sync_client=True) as client:

@@ -1,0 +1,122 @@
+"""The work of a run as Prefect shows it: one task run per part of a stage, *Cached* where the store had it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from prefect import State, Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import Completed
+
+from flows.engine import EngineError
+from flows.plan import Node
+from flows.tasks import Session
+from store.artifact import Artifact
+
+
+class Walk:
+    """One run under way in this process: its session and work, and what came of it."""
+
+    def __init__(self, session: Session, work: Callable[[Session], Any]) -> None:
+        self.session, self.work = session, work
+        self.parts: dict[str, Callable[[range], None]] = {}  # key in hex → does a part of that artifact
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+
+_walk: ContextVar[Walk] = ContextVar("_walk")
+
+
+current: ContextVar[Walk] = ContextVar("walk")
+
+
+class PrefectEngine:
+    """Has parts done as task runs of the current flow run, one after the other, here.
+
+    Differs from a task runner's threads: the model is shared and patched while it works, so there is one part at a time
+    anyway, and work on the main thread is what Ctrl-C and a cancellation can stop at once.
+    """
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk = walk
+        self.plan = walk.session.plan
+        self.states: dict[str, list[State[Any]]] = {}  # key in hex → the task runs behind that artifact
+
+    def found(self, node: Node, artifact: Artifact) -> None:
+        """Show the stage as one task run that ends *Cached*."""
+        state = self._call(cached_stage, node, _title(node), artifact.digest)
+        self.states[node.key.hex] = [state]
+
+    def work(self, node: Node, parts: list[range], do: Callable[[range], None]) -> None:
+        """Do all parts, each in its task run; the first error ends it, as the object that was raised."""
+        self.walk.parts[node.key.hex] = do
+        dim = (self.plan.schema(node).parts or (None, 0))[0]
+        states = self.states.setdefault(node.key.hex, [])
+        for part in parts:
+            state = self._call(stage_part, node, _title(node, dim, part), part.start, part.stop)
+            if not state.is_completed():
+                raise self.walk.error or EngineError(f"Prefect ended {_title(node, dim, part)} as {state.name}")
+            states.append(state)
+
+    def along(self, node: Node, artifact: Artifact, main: Node) -> None:
+        """Show the stage as one task run, completed by the work on `main`."""
+        self.states[node.key.hex] = [self._call(along_stage, node, _title(node), main.stage)]
+
+    def _call(self, what: Task[..., Any], node: Node, title: str, *given: Any) -> State[Any]:
+        named = what.with_options(name=node.stage, task_run_name=lambda: title, tags=self._tags(node))
+        upstream = self._upstream(node)
+        return named(node.key.hex, *given, return_state=True, wait_for=upstream)
+
+    def _upstream(self, node: Node) -> list[State[Any]]:
+        """The task runs a node stands on; an input without any (it is written by this very work) is looked through."""
+        states: list[State[Any]] = []
+        for key in node.key.inputs.values():
+            above = next((other for other in self.plan.nodes if other.key.hex == key), None)
+            if above is not None:
+                states += self.states.get(key) or self._upstream(above)
+        return states
+
+    def _tags(self, node: Node) -> set[str]:
+        """For a Prefect concurrency limit: what runs the model says on which device."""
+        return set() if node.stage == "decode_frames" else {self.plan.device}
+
+
+def _title(node: Node, dim: str | None = None, part: range | None = None) -> str:
+    words = [node.stage]
+    if node.prompt is not None:
+        words.append(f"'{node.prompt}'")
+    if dim is not None and part is not None:
+        words.append(f"{dim}s {part.start}–{part.stop - 1}" if len(part) > 1 else f"{dim} {part.start}")
+    return " · ".join(words)
+
+
+def _is_io(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """Whether trying again may help: a network or disk that failed, never an input, a schema, or a full disk."""
+    return isinstance(current.get().error, OSError)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=_is_io)
+def stage_part(key: str, start: int, stop: int) -> None:
+    """One part of a stage, written into its draft."""
+    walk = current.get()
+    try:
+        walk.parts[key](range(start, stop))
+    except BaseException as error:
+        walk.error = error
+        raise
+    walk.error = None
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def cached_stage(key: str, digest: str) -> State[str]:
+    """A stage whose artifact the store has."""
+    return Completed(name="Cached", message=f"artifact {digest}", data=key)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def along_stage(key: str, main: str) -> State[str]:
+    """A stage whose artifact another stage's work wrote along."""
+    return Completed(message=f"written along with {main}", data=key)
