@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.config import EditConfig
-from stages import decode_frames, editors, edit_keyframes, extract_tokens, invert_frames, match_tokens, propagate_tokens
+from stages import decode_frames, edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
 from stages.backbones.layout import ModelLayout, forward_flops, layout
 from stages.diffusion.ddim import timesteps
 from stages.media.video import VideoInfo
