@@ -53,6 +53,7 @@ CacheOption = Annotated[
         help="What the copy of a shared store may take on this machine; TOKENFLOW_CACHE_SIZE, or 20GB without it.",
     ),
 ]  # fmt: skip
+PoolOption = Annotated[str, typer.Option(metavar="NAME", help="The work pool; made where there is none.")]
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Open weights that are no .safetensors too: they may hold code.")
 ]
@@ -213,10 +214,16 @@ def run(
     plan: "Plan",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The video to write.")] = None,
     engine: EngineOption = "auto",
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Hand the run to a worker and return: see tf up, tf watch, tf cancel.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Edit a video, once per prompt."""
-    _perform("run_edit", plan, output, engine, as_json)
+    if detach:
+        _detach(plan, output, as_json)
+    else:
+        _perform("run_edit", plan, output, engine, as_json)
 
 
 @command
@@ -658,12 +665,117 @@ def bench(
 
 
 @command
-def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
+def up(
+    port: Annotated[int | None, typer.Option(help="Of the server; 4200 without it.", min=1, max=65535)] = None,
+    pool: PoolOption = "tokenflow",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a Prefect server, a worker and the deployments on this machine, in the background."""
+    from flows.desk import up as start
+    from flows.terminal import say
+
+    desk, begun = start(port, pool, store, say)
+    if as_json:
+        print_json({"started": begun, **desk.model_dump()})
+        return
+    say(f"{'up' if begun else 'is up already'}: logs in {desk.logs}; tf down ends it")
+    print(desk.ui)
+
+
+@command
+def down(
+    now: Annotated[bool, typer.Option("--now", help="Cancel what is running first.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """End what tf up started, and nothing else."""
+    from flows.desk import down as end
+    from flows.terminal import say
+
+    desk = end(now, say)
+    if as_json:
+        print_json({"ended": desk is not None})
+    else:
+        say("nothing was up" if desk is None else f"ended: {desk.ui}")
+
+
+@command
+def deploy(
+    pool: PoolOption = "tokenflow",
+    pool_type: Annotated[
+        str, typer.Option("--type", metavar="TYPE", help="Of the pool, if it is to be made: process, docker …")
+    ] = "process",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Register the deployments of prefect.yaml with the Prefect server."""
+    from flows.engine import use_server
+
+    url = use_server()
+    from flows.deployments import deploy as register
+
+    names = register(pool, pool_type, store)
+    if as_json:
+        print_json({"api": url, "pool": pool, "deployments": names})
+    else:
+        print("\n".join(names))
+
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="[RUN]", help="Id of a flow run, the beginning of it, its name, or latest.")
+]
+
+
+@command
+def watch(run: RunArgument = "latest", as_json: JsonOption = False) -> None:
+    """Follow a run until it ends; Ctrl-C ends the watching, not the run."""
+    from flows.engine import use_server
+    from flows.terminal import say
+
+    use_server()
+    from flows.remote_control import find_run, outcome
+    from flows.remote_control import watch as follow
+
+    found = find_run(run)
+    try:
+        ended = follow(found, say)
+    except KeyboardInterrupt:
+        say(f"no longer watched; it goes on: tf watch {found.id}")
+        raise SystemExit(130) from None
+    if as_json:
+        print_json(outcome(ended))
+    raise SystemExit({"COMPLETED": 0, "CANCELLED": 130}.get(ended.state.type.value if ended.state else "", 1))
+
+
+@command
+def cancel(run: RunArgument = "latest", as_json: JsonOption = False) -> None:
+    """Have a run stop, wherever it runs; what it finished is kept."""
+    from flows.engine import use_server
+    from flows.terminal import say
+
+    use_server()
+    from flows.remote_control import cancel as stop
+    from flows.remote_control import find_run, outcome
+
+    ended = stop(find_run(run), say)
+    if as_json:
+        print_json(outcome(ended))
+
+
+@command
+def doctor(
+    mend: Annotated[
+        bool,
+        typer.Option("--mend", help="Mark flow runs whose process is dead as Crashed, so that they can be retried."),
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Look at this machine, and say what is wrong and the way out."""
     from flows.doctor import examine
     from flows.terminal import findings_table, stdout
 
-    findings = examine(lambda: open_store(store))
+    findings = examine(lambda: open_store(store), mend)
     if as_json:
         print_json({"findings": [finding.model_dump() for finding in findings]})
     else:
@@ -696,6 +808,26 @@ def _inspect(what: str, given: dict[str, Any], output: Path | None, as_json: boo
 def _perform(name: str, plan: "Plan", output: Path | None, engine: str, as_json: bool) -> None:
     """Run an edit or a preview, and print what came of it."""
     _print_result(_performed(name, plan, output, engine), as_json)
+
+
+def _detach(plan: "Plan", output: Path | None, as_json: bool) -> None:
+    """Hand a run to a worker, and say where it can be seen."""
+    from flows.engine import use_server
+    from flows.terminal import say
+
+    url = use_server()
+    from flows.remote_control import detach, outcome
+
+    for note in plan.notes:
+        say(note)
+    run, notes = detach(plan, output)
+    for note in notes:
+        say(note)
+    say(f"{run.name}: {url.removesuffix('/api')}/runs/flow-run/{run.id}; tf watch, tf cancel")
+    if as_json:
+        print_json({**outcome(run), "url": f"{url.removesuffix('/api')}/runs/flow-run/{run.id}"})
+    else:
+        print(run.id)
 
 
 def _performed(name: str, plan: "Plan", output: Path | None, engine: str) -> "Result":

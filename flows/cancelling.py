@@ -14,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 
-SECONDS_BETWEEN_LOOKS = 5  # at whether the run is to be cancelled
+SECONDS_BETWEEN_LOOKS = 3  # at whether the run is to be cancelled
 
 
 def _interrupt_main() -> None:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
@@ -22,21 +22,38 @@ SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+MOST_PROMPTS = 100  # of one run: each is an edit of the whole video
+
+Prompt = Annotated[str, Field(pattern=r"\S", max_length=2000)]
+
+
+def editor_names(schema: dict[str, Any]) -> None:
+    """Have a form offer the editors there are."""
+    from stages import editors
+
+    schema["enum"] = editors.names()
+
+
 class EditConfig(Frozen):
     """One video, one or more prompts, one model, and how the edit is made."""
 
-    video: Path = Field(title="Video", description="a local video file")
-    prompts: tuple[str, ...] = Field(
-        title="Prompts", description="one edit each; all share what can be shared", min_length=1
-    )
+    video: Path = Field(title="Video", description="a video file, as the machine that computes sees it")
+    prompts: tuple[Prompt, ...] = Field(
+        title="Prompts", description="one edit each; all share what can be shared", min_length=1,
+        max_length=MOST_PROMPTS,
+    )  # fmt: skip
     model: str = Field(
         "pocket", title="Model", description="'pocket', a diffusers folder, a .safetensors file or a hub id"
     )
     source_prompt: str = Field("", title="Source prompt", description="what the video shows; may be empty")
-    frames: str | None = Field(None, title="Frames", description="START:STOP or START:STOP:STEP; all without it")
+    frames: str | None = Field(
+        None, title="Frames", description="START:STOP or START:STOP:STEP; all without it",
+        json_schema_extra={"pattern": r"^\d+:\d+(:\d+)?$", "examples": ["0:40"]},
+    )  # fmt: skip
     size: str | None = Field(
-        None, title="Size", description="WIDTHxHEIGHT in pixels; as large as the source without it"
-    )
+        None, title="Size", description="WIDTHxHEIGHT in pixels; as large as the source without it",
+        json_schema_extra={"pattern": r"^\d+x\d+$", "examples": ["512x512"]},
+    )  # fmt: skip
     steps: int = Field(50, title="Steps", description="denoising steps of the edit", ge=1, le=1000)
     inversion_steps: int | None = Field(
         None, title="Inversion steps", description="as many as steps without it", ge=1, le=1000
@@ -49,7 +66,7 @@ class EditConfig(Frozen):
         "ddim", title="Solver", description="ddim, or dpmpp_2m of second order, for fewer steps; of inversion and edit"
     )
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)
-    editor: str = Field("pnp", title="Editor", description="the editing base")
+    editor: str = Field("pnp", title="Editor", description="the editing base", json_schema_extra=editor_names)
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings", description="its own settings by name")
     guidance_scale: float | None = Field(
         None, title="Guidance scale", description="1 is none; 7.5 or what the model advises without it", ge=0, le=100

@@ -26,9 +26,12 @@ class Finding(Frozen):
     way_out: str | None = None
 
 
-def examine(open_store: Callable[[], Store]) -> list[Finding]:
-    """Look at everything, whatever else is broken."""
-    return [*_versions(), _device(), *_store(open_store), _model(), _prefect(), _codecs()]
+def examine(open_store: Callable[[], Store], mend: bool = False) -> list[Finding]:
+    """Look at everything, whatever else is broken.
+
+    mend    mark flow runs whose process is dead as Crashed
+    """
+    return [*_versions(), _device(), *_store(open_store), _model(), _prefect(), *_runs(mend), _codecs()]
 
 
 def _versions() -> list[Finding]:
@@ -129,6 +132,31 @@ def _prefect() -> Finding:
 
     found, ok, way_out = describe_api()
     return Finding(what="prefect", found=found, ok=ok, way_out=way_out)
+
+
+def _runs(mend: bool) -> list[Finding]:
+    """Flow runs that say they are running and are dead; nothing where no server answers."""
+    from .engine import answers, configured_url, use_server
+
+    url = configured_url()
+    if url is None or not answers(url):
+        return []
+    use_server()
+    from .remote_control import bury, dead_runs
+
+    try:
+        dead = dead_runs()
+        if mend:
+            bury(dead)
+    except TokenflowError as error:
+        return [Finding(what="flow runs", found=str(error), ok=False)]
+    if not dead:
+        return [Finding(what="flow runs", found="every one that says so is running")]
+    names = "; ".join(f"{run.name} ({run.id}): {sign}" for run, sign in dead)
+    if mend:
+        return [Finding(what="flow runs", found=f"marked as Crashed: {names}")]
+    way_out = "tf doctor --mend marks them as Crashed; retried, they go on from what they finished"
+    return [Finding(what="flow runs", found=names, ok=False, way_out=way_out)]
 
 
 def _codecs() -> Finding:

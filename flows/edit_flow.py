@@ -1,29 +1,32 @@
 """The flows that edit: `edit_video` and `preview_video`, which a worker may call with their parameters alone.
 
-The store is the only cache; Prefect orders, retries I/O, shows and logs. The modules of this package are imported by
-their full names, since Prefect loads this file by its path as well.
+The store is the only cache; Prefect orders, retries what may pass, shows and logs. The modules of this package are
+imported by their full names, since Prefect may load this file by its path as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from prefect import Flow, State, flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Failed
 
 from flows.cancelling import cancellable, heard_in_background
 from flows.config import EditConfig, RuntimeConfig
-from flows.edit import edit, preview
+from flows.deployments import refresh_cached_videos
 from flows.engine import EngineError, T
+from flows.pages import add_tags, place_for_clip, publish, publish_end
 from flows.places import store_at
 from flows.plan import Plan
 from flows.prefect_engine import PrefectEngine, Walk, current
-from flows.summary import artifact_key, summary
+from flows.run import FlowName, Work, clip_files, edited, prepared, previewed
+from flows.showing import shown, store_heard
 from flows.tasks import Session
 from store.artifact import Artifact
+from store.errors import TokenflowError
 
 _RUNTIME = RuntimeConfig()
 
@@ -60,65 +63,105 @@ def _run_name() -> str:
     given = flow_run.parameters
     config = EditConfig.model_validate(given["config"])
     verb = (flow_run.flow_name or "edit").removesuffix("-video")
-    more = f" +{len(config.prompts) - 1}" if len(config.prompts) > 1 else ""
-    return f"{verb} · {config.video.stem} · '{config.prompts[0]}'{more}"
+    return run_name(verb, config.video.stem, config.prompts)
+
+
+def run_name(verb: str, video: str, prompts: Sequence[str]) -> str:
+    """A flow run's name: "edit · woman-running · 'a marble statue' +2"."""
+    more = f" +{len(prompts) - 1}" if len(prompts) > 1 else ""
+    return " · ".join([verb, video, *([f"'{prompts[0]}'{more}"] if prompts else [])])
 
 
 @flow(name="edit-video", flow_run_name=_run_name, persist_result=False)
-def edit_video(config: EditConfig, store: str, runtime: RuntimeConfig = _RUNTIME) -> list[str] | State[None]:
-    """Edit a video as prompts say; returns the keys of the edits, one per prompt, in `store` (a path or URL)."""
-    return _walked(config, store, runtime, edit)
+def edit_video(
+    config: EditConfig, store: str | None = None, runtime: RuntimeConfig = _RUNTIME, output: Path | None = None
+) -> list[str] | State[None]:
+    """Edit a video as prompts say.
+
+    The edits lie in the store; the run's page shows the first of them beside the source.
+
+    Args:
+        config: what is asked for
+        store: folder or URL of the store; the worker's own without it
+        runtime: how it is done; changes no result
+        output: the clip to write, numbered where there are several prompts; none without it
+    """
+    return walked(lambda: Plan(config, runtime, store_at(store)), output)
 
 
 @flow(name="preview-video", flow_run_name=_run_name, persist_result=False)
-def preview_video(config: EditConfig, store: str, runtime: RuntimeConfig = _RUNTIME) -> list[str] | State[None]:
-    """Edit a video's keyframes alone; returns the keys of the keyframe edits, one per prompt."""
-    return _walked(config, store, runtime, preview)
-
-
-def _walked(
-    config: EditConfig, store: str, runtime: RuntimeConfig, work: Callable[[Session], list[Artifact]]
+def preview_video(
+    config: EditConfig, store: str | None = None, runtime: RuntimeConfig = _RUNTIME
 ) -> list[str] | State[None]:
-    """The body of both flows: this process's run where there is one, else one made from the parameters."""
+    """Edit a video's keyframes alone."""
+    return walked(lambda: Plan(config, runtime, store_at(store)), name="preview-video")
+
+
+def walked(
+    make_plan: Callable[[], Plan], output: Path | None = None, name: FlowName = "edit-video"
+) -> list[str] | State[None]:
+    """The body of every flow: this process's own run where there is one, else one that is made from the parameters.
+
+    Returns the keys of what came out. An error that is a sentence ends the run Failed with that sentence.
+    """
     walk = current.get(None)
-    if walk is not None:
-        return _walked_here(walk)
-    walk = Walk(Session(Plan(config, runtime, store_at(store))), work)
-    token = current.set(walk)
+    sessions = [walk.session] if walk else []
     try:
-        with walk.session.plan.leased():
+        with heard_in_background(), cancellable(), store_heard():
+            if walk is None:
+                return _served(make_plan(), output, name, sessions)
             _do(walk)
-    finally:
-        current.reset(token)
-    return [artifact.key for artifact in walk.value]
-
-
-def _walked_here(walk: Walk) -> State[None]:
-    """The run of `run`: its error is kept as it is, and the flow run can be cancelled from the UI."""
-    try:
-        with heard_in_background(), cancellable():
-            _do(walk)
-    except KeyboardInterrupt as error:
-        walk.error = error
-        return Cancelled(message="interrupted; finished parts are kept")
+            publish(walk.session)
+            return Completed(message=f"{sum(not use.hit for use in walk.session.used())} artifacts computed")
     except BaseException as error:
-        walk.error = error
+        if walk is not None:  # whoever walks it here gets the error itself
+            walk.error = error
+        publish_end(error, sessions[-1] if sessions else None)
+        if isinstance(error, KeyboardInterrupt):
+            return Cancelled(message="interrupted; finished parts are kept")
+        if isinstance(error, TokenflowError):
+            return Failed(message=" ".join(str(error).split()))
         raise
-    return Completed(message=f"{sum(not use.hit for use in walk.session.used())} artifacts computed")
+
+
+def _served(plan: Plan, output: Path | None, name: FlowName, sessions: list[Session]) -> list[str]:
+    """What `tf run` does, with the parameters alone; returns the keys of what came out.
+
+    sessions   is told the one that is begun
+    """
+
+    def walker(session: Session, work: Work, name: FlowName, work_to_do: bool) -> list[Artifact]:
+        sessions.append(session)
+        walk = Walk(session, work)
+        token = current.set(walk)
+        try:
+            _do(walk)
+        finally:
+            current.reset(token)
+        return cast(list[Artifact], walk.value)
+
+    if name == "prepare-video":
+        result = prepared(plan, walker)
+    elif name == "preview-video":
+        result = previewed(plan, [], walker)
+    else:
+        target = output or place_for_clip(str(flow_run.id))
+        result = edited(plan, clip_files(plan, target) if target else [], walker)
+    publish(sessions[-1], result)
+    if any(not use.hit for use in result.uses if use.node.stage == "match_tokens"):
+        refresh_cached_videos(plan.store.place)
+    for note in result.notes:
+        get_run_logger().warning(note)
+    wanted = [pair[0 if name == "preview-video" else 1] for pair in plan.edits] or [plan.match]
+    return [node.key.hex for node in wanted]
 
 
 def _do(walk: Walk) -> None:
+    """Walk the run: its stages are task runs of the current flow run."""
     session = walk.session
+    add_tags(f"video:{session.plan.config.video.stem}", f"model:{Path(session.plan.config.model).name}")
     session.engine = PrefectEngine(walk)
-    for node in session.plan.nodes:  # in DAG order, so that what was found has its edges
-        session.find(node)
-    walk.value = walk.work(session)
-    _publish(session)
-
-
-def _publish(session: Session) -> None:
-    """Show what came out on the run's page; a picture that fails to be drawn fails no run."""
-    try:
-        create_markdown_artifact(summary(session), key=artifact_key(session.plan), description="What came out")
-    except Exception as error:
-        get_run_logger().warning("the run's summary could not be shown: %s", error)
+    with shown(session):
+        for node in session.plan.nodes:  # in DAG order, so that what was found has its edges
+            session.find(node)
+        walk.value = walk.work(session)

@@ -7,6 +7,7 @@ server on this machine's usual port, else an ephemeral one that starts while the
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import sys
@@ -14,7 +15,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.parse import urlsplit
 
 from store.errors import InputError, TokenflowError
 
@@ -61,8 +64,9 @@ def choose_engine(wanted: Wanted, work_to_do: bool) -> Chosen:
 
     url = PREFECT_API_URL.value()
     if url is None:
-        if local_server_answers():
-            os.environ["PREFECT_API_URL"] = _local_url()
+        local = local_server()
+        if local is not None:
+            os.environ["PREFECT_API_URL"] = local
             refresh_global_settings_context()
         return "prefect"
     if api_answers():
@@ -87,7 +91,8 @@ def describe_api() -> tuple[str, bool, str | None]:
         return f"cannot be imported ({reason})", False, "install tokenflow again, or use --engine direct"
     url = PREFECT_API_URL.value()
     if url is None:
-        server = f"the server at {_local_url()}" if local_server_answers() else "a server of its own for each run"
+        local = local_server()
+        server = f"the server at {local}" if local else "a server of its own for each run"
         return f"{prefect.__version__}, no API configured: {server}", True, None
     if api_answers():
         return f"{prefect.__version__}, API {url}", True, None
@@ -112,12 +117,64 @@ def api_answers() -> bool:
         return client.api_healthcheck() is None
 
 
-def local_server_answers() -> bool:
-    """Whether a Prefect server listens on this machine's usual port."""
-    host, port, path = LOCAL_API
-    connection = http.client.HTTPConnection(host, port, timeout=SECONDS_TO_ANSWER)
+def local_server() -> str | None:
+    """URL of the API of a Prefect server on this machine: at the usual port, or where `tf up` started it."""
+    return next((url for url in (_local_url(), desk_url()) if url and answers(url)), None)
+
+
+def configured_url() -> str | None:
+    """The API that Prefect is configured for, else that of a server on this machine; None where there is neither."""
+    set_defaults()
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value() or local_server()
+
+
+def use_server() -> str:
+    """Have Prefect in this process use the server that is configured, or one on this machine; returns its API's URL.
+
+    raises    EngineError where there is none, or it does not answer
+    """
+    url = configured_url()
+    if url is None:
+        raise EngineError("no Prefect server is known here: set PREFECT_API_URL, or start one with tf up")
+    if not answers(url):
+        raise EngineError(
+            f"the Prefect API {url} does not answer; start its server, correct or unset PREFECT_API_URL, or do without "
+            "it: tf run --engine direct"
+        )
+    from prefect.context import refresh_global_settings_context
+
+    os.environ["PREFECT_API_URL"] = url
+    refresh_global_settings_context()
+    return url
+
+
+def desk_file() -> Path:
+    """Where `tf up` writes what it started."""
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("tokenflow")) / "desk.json"
+
+
+def desk_url() -> str | None:
+    """The API that `tf up` left running, as its file says."""
+    with suppress(OSError, ValueError, AttributeError):
+        url = json.loads(desk_file().read_bytes()).get("api")
+        return url if isinstance(url, str) else None
+    return None
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect API answers at `url`, asked once, without Prefect."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     try:
-        connection.request("GET", f"{path}/health")
+        connection = kind(parts.hostname or "", parts.port, timeout=SECONDS_TO_ANSWER)
+    except (ValueError, http.client.HTTPException):
+        return False
+    try:
+        connection.request("GET", f"{parts.path}/health")
         answer = connection.getresponse()
         return answer.status == 200 and answer.read(16).strip() == b"true"
     except (OSError, http.client.HTTPException):
@@ -132,7 +189,7 @@ def needs_model(plan: Plan, *, preview: bool = False) -> bool:
     return any(node.stage not in without for node in plan.to_compute(preview=preview))
 
 
-def run_with_prefect(session: Session, work: Callable[[Session], T], name: Literal["edit-video", "preview-video"]) -> T:
+def run_with_prefect(session: Session, work: Callable[[Session], T], name: str) -> T:
     """Do `work` inside a Prefect flow run, one task run per part of a stage; returns what `work` returns.
 
     session   its engine becomes Prefect's for the run

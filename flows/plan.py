@@ -50,7 +50,7 @@ class Node:
 
 
 class Plan:
-    """The six stages of one run, the last two once per prompt.
+    """The six stages of one run, the last two once per prompt; without prompts the four that know none.
 
     video   what is known of it, where its file is not here: then its frames must be in the store
     """
@@ -180,7 +180,8 @@ class Plan:
                 for above in self._above(node):
                     need(above)
 
-        for node in (self.decode, *(pair[0 if preview else 1] for pair in self.edits)):
+        wanted = [pair[0 if preview else 1] for pair in self.edits] or [self.invert, self.extract, self.match]
+        for node in (self.decode, *wanted):
             need(node)
         return [node for node in self.nodes if node.key.hex in needed]
 

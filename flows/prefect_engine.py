@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
-from prefect.states import Completed
+from prefect.states import Completed, Failed
+from prefect.tasks import exponential_backoff
 
 from flows.engine import EngineError
 from flows.plan import Node
 from flows.tasks import Session
 from store.artifact import Artifact
+from store.errors import SilentPlaceError, TokenflowError
 
 
 class Walk:
@@ -80,12 +83,14 @@ class PrefectEngine:
         return states
 
     def _tags(self, node: Node) -> set[str]:
-        """For a Prefect concurrency limit: what runs the model says on which device."""
-        return set() if node.stage == "decode_frames" else {self.plan.device}
+        """The stage; and for a Prefect concurrency limit what runs the model says on which device."""
+        device = set() if node.stage == "decode_frames" else {self.plan.device}
+        return {f"stage:{node.stage}"} | device
 
 
 def _title(node: Node, dim: str | None = None, part: range | None = None) -> str:
-    words = [node.stage]
+    """A task run's name: "invert · frames 0–15", "edit · 'a marble statue'"."""
+    words = [node.stage.partition("_")[0]]
     if node.prompt is not None:
         words.append(f"'{node.prompt}'")
     if dim is not None and part is not None:
@@ -93,21 +98,50 @@ def _title(node: Node, dim: str | None = None, part: range | None = None) -> str
     return " · ".join(words)
 
 
-def _is_io(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: a network or disk that failed, never an input, a schema, or a full disk."""
-    return isinstance(current.get().error, OSError)
+PASSING = {
+    errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.EPIPE, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNABORTED,
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH,
+}  # fmt: skip
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=_is_io)
-def stage_part(key: str, start: int, stop: int) -> None:
+def may_pass(error: BaseException | None) -> bool:
+    """Whether trying again may help: a network or disk that failed, a store that does not answer, a GPU that was full.
+
+    Never an input, a schema, a full disk, or permission denied. A batch that did not fit was halved before this.
+    """
+    if type(error).__name__ == "OutOfMemoryError":
+        import torch
+
+        torch.cuda.empty_cache()
+        return True
+    return isinstance(error, SilentPlaceError) or (isinstance(error, OSError) and error.errno in PASSING)
+
+
+def _try_again(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    walk = current.get()
+    again = may_pass(walk.error)
+    if again:
+        walk.session.progress.note(f"tried again: {' '.join(str(walk.error).split())[:300]}")
+    return again
+
+
+@task(
+    cache_policy=NO_CACHE, persist_result=False, retries=3, retry_delay_seconds=exponential_backoff(2),
+    retry_jitter_factor=0.5, retry_condition_fn=_try_again,
+)  # fmt: skip
+def stage_part(key: str, start: int, stop: int) -> State[None] | None:
     """One part of a stage, written into its draft."""
     walk = current.get()
+    walk.error = None
     try:
         walk.parts[key](range(start, stop))
+    except TokenflowError as error:  # a sentence for people: no traceback in the run's log
+        walk.error = error
+        return Failed(message=str(error))
     except BaseException as error:
         walk.error = error
         raise
-    walk.error = None
+    return None
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

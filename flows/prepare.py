@@ -80,3 +80,9 @@ def prepare(session: Session) -> Prepared:
     else:  # all tokens would not fit the budget: they are matched one timestep at a time, and never touch the disk
         field = session.fused(plan.match, plan.extract, match_as_extracted, latents=latents)
     return Prepared(frames, latents, tokens, field)
+
+
+def prepare_all(session: Session) -> list[Artifact]:
+    """The four stages that an edit stands on, computed or found: nothing of the prompts."""
+    prepared = prepare(session)
+    return [prepared.frames(), prepared.latents(), prepared.field(), prepared.tokens()]

@@ -19,6 +19,7 @@ from store.records import Record
 from store.store import Store
 
 from . import charts
+from .command_line import run_command
 from .config import EditConfig, RuntimeConfig
 from .report_measures import Confidence, confidence, scenes_of, steadiness
 from .report_pictures import MOST_THUMBNAILS, Shown, clip_pictures, evenly, thumbnails
@@ -254,23 +255,11 @@ def settings(run: Row, edits: list[Edit], shown: Shown) -> list[tuple[str, str]]
 
 def commands(run: Row) -> list[str]:
     """What makes the run again: its own command, and one per clip that still has its sidecar."""
-    config = _config(run)
-    words = ["tf", "run", str(config.video)]
-    for prompt in config.prompts:
-        words += ["--prompt", prompt]
-    for name, field in EditConfig.model_fields.items():
-        value = getattr(config, name)
-        if name in ("video", "prompts", "editor_settings") or value == field.default:
-            continue
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    for name, value in config.editor_settings.items():
-        words += ["--set", f"{name}={value}"]
     outputs = run["outputs"]
-    if len(outputs) == 1:
-        words += ["-o", outputs[0]["file"]]
     store = ["--store", run["store"]]
+    own = run_command(_config(run), run["store"], outputs[0]["file"] if len(outputs) == 1 else None)
     sidecars = [file for output in outputs if (file := sidecar_file(Path(output["file"]))).is_file()]
-    return [shlex.join(words + store), *(shlex.join(["tf", "reproduce", str(sidecar), *store]) for sidecar in sidecars)]
+    return [own, *(shlex.join(["tf", "reproduce", str(sidecar), *store]) for sidecar in sidecars)]
 
 
 def short(layer: str) -> str:

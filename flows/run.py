@@ -18,12 +18,16 @@ from .edit import edit, preview
 from .engine import Wanted, choose_engine, run_with_prefect
 from .export import check_outputs, check_pictures, export_edit, output_files, preview_sheet
 from .plan import Plan
+from .prepare import prepare_all
 from .remarks import remarks
 from .runtime import check_device
 from .sidecar import Sidecar, check_sidecar_place, written_sidecar
 from .tasks import Progress, Quiet, Session, Use
 
-FlowName = Literal["edit-video", "preview-video"]
+FlowName = Literal["prepare-video", "preview-video", "edit-video"]
+Work = Callable[[Session], list[Artifact]]
+Walker = Callable[[Session, Work, FlowName, bool], list[Artifact]]
+"""(session, work, name, whether there is something to compute) → what `work` returns: who walks a run."""
 
 
 @dataclass(frozen=True)
@@ -60,38 +64,62 @@ class Result:
 
 def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress: Progress | None = None) -> Result:
     """Edit the video once per prompt, and write the clips with their sidecars."""
-    began = time.perf_counter()
-    prompts = list(dict.fromkeys(plan.config.prompts))
-    files = output_files(plan.config.video, prompts, output, ".mp4")
+    return edited(plan, clip_files(plan, output), _by(engine), progress)
+
+
+def clip_files(plan: Plan, output: Path | None) -> list[Path]:
+    """Where each prompt's clip goes; InputError, before anything is computed, where it could not be written."""
+    files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, ".mp4")
     check_outputs(files, plan.config.video)
     for file in files:
         check_sidecar_place(file)
+    return files
+
+
+def edited(plan: Plan, files: list[Path], walker: Walker, progress: Progress | None = None) -> Result:
+    """Edit the video once per prompt; `files` are the prompts' clips, none where no clip is wanted."""
+    began = time.perf_counter()
+    prompts = list(dict.fromkeys(plan.config.prompts))
     with plan.leased():
-        session, edits = _walk(plan, edit, "edit-video", engine, progress)
+        session, edits = _walk(plan, edit, "edit-video", walker, progress)
         frames = session.find(plan.decode)
         assert frames is not None, "an edit asks for its frames"
-        clips = [_exported(plan, artifact, frames, file) for artifact, file in zip(edits, files, strict=True)]
-        outputs = [_output(*each) for each in zip(prompts, files, clips, strict=True)]
+        wanted = list(zip(edits, files, strict=True)) if files else []
+        clips = [_exported(plan, artifact, frames, file) for artifact, file in wanted]
+        outputs = [_output(*each) for each in zip(prompts, files, clips, strict=False)]
         notes = list(dict.fromkeys(note for written in clips for note in written.notes))
-        new = _new_sidecars(plan, edits, files)
+        new = _new_sidecars(plan, edits, files) if files else {}
         result = _result(session, outputs, notes, began, "run", new_files=bool(new))
     for file, sidecar in new.items():
         sidecar.write(file, result.run)
     return result
 
 
+def prepared(plan: Plan, walker: Walker, progress: Progress | None = None) -> Result:
+    """Compute the four stages that know no prompt."""
+    began = time.perf_counter()
+    with plan.leased():
+        session, _ = _walk(plan, prepare_all, "prepare-video", walker, progress)
+        return _result(session, [], [], began, "prepare", new_files=False)
+
+
 def run_preview(plan: Plan, output: Path | None, engine: Wanted = "auto", progress: Progress | None = None) -> Result:
     """Edit the keyframes alone, once per prompt, and write them as pictures."""
+    files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, "-preview.png")
+    check_pictures(files, plan.config.video)
+    return previewed(plan, files, _by(engine), progress)
+
+
+def previewed(plan: Plan, files: list[Path], walker: Walker, progress: Progress | None = None) -> Result:
+    """Edit the keyframes alone; `files` are the prompts' pictures, none where none is wanted."""
     began = time.perf_counter()
     prompts = list(dict.fromkeys(plan.config.prompts))
-    files = output_files(plan.config.video, prompts, output, "-preview.png")
-    check_pictures(files, plan.config.video)
     with plan.leased():
-        session, edits = _walk(plan, preview, "preview-video", engine, progress)
+        session, edits = _walk(plan, preview, "preview-video", walker, progress)
         frames = session.find(plan.decode)
-        assert frames is not None, "a preview asks for its frames"
+        assert frames is not None, "an edit asks for its frames"
         outputs = []
-        for prompt, artifact, file in zip(prompts, edits, files, strict=True):
+        for prompt, artifact, file in zip(prompts, edits, files, strict=False):
             preview_sheet(artifact, frames, prompt, file)
             outputs.append({"prompt": prompt, "file": str(file), "frames": int(artifact["rgb"].shape[0])})
         return _result(session, outputs, [], began, "preview", new_files=False)
@@ -131,17 +159,27 @@ def _new_sidecars(plan: Plan, edits: list[Artifact], files: list[Path]) -> dict[
 
 
 def _walk(
-    plan: Plan, work: Callable[[Session], list[Artifact]], name: FlowName, engine: Wanted, progress: Progress | None
+    plan: Plan, work: Work, name: FlowName, walker: Walker, progress: Progress | None
 ) -> tuple[Session, list[Artifact]]:
-    """Do `work` over a session, with an engine where there is something to compute."""
+    """Do `work` over a session, after a look at whether it can be done."""
     session = Session(plan, progress=progress or Quiet())
     missing = plan.to_compute(preview=name == "preview-video")
     if missing:
         check_device(plan)
         scratch = max(plan.scratch_bytes(node) for node in missing)  # that of one edit at a time
         _check_store(plan.store, plan.missing_bytes(missing) + scratch)
-    chosen = choose_engine(engine, bool(missing))
-    return session, work(session) if chosen == "direct" else run_with_prefect(session, work, name)
+    return session, walker(session, work, name, bool(missing))
+
+
+def _by(engine: Wanted) -> Walker:
+    """Walked by an engine where there is something to compute."""
+
+    def walk(session: Session, work: Work, name: FlowName, work_to_do: bool) -> list[Artifact]:
+        if choose_engine(engine, work_to_do) == "direct":
+            return work(session)
+        return run_with_prefect(session, work, name)
+
+    return walk
 
 
 def _check_store(store: Store, needed: int) -> None:

@@ -5,34 +5,107 @@ from __future__ import annotations
 import base64
 import io
 import re
+import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from store.errors import TokenflowError
 from store.layout import human_bytes
 
-from .plan import Plan
+from .command_line import run_command
+from .plan import Node
 from .tasks import Session
 
 URI_BYTES = 200_000  # of a picture that Prefect's page still shows quickly
 MOST_FRAMES = 32
+MOST_PICTURES = 4  # of prompts
 SIZES = ((256, 75), (192, 65), (128, 55), (96, 40), (64, 25))  # largest side of a frame in pixels, WebP quality
 
 
-def artifact_key(plan: Plan) -> str:
+def artifact_key(video: Path | None) -> str:
     """The name under which Prefect keeps the pages of one video's runs: lower case, digits, dashes."""
-    name = re.sub(r"[^a-z0-9]+", "-", plan.config.video.stem.lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", video.stem.lower()).strip("-") if video else ""
     return f"tokenflow-edit-{name[:60].strip('-') or 'video'}"
 
 
-def summary(session: Session) -> str:
-    """Prompts, a moving before and after of the first, the table of stages, and the settings."""
+def summary(session: Session, links: Sequence[tuple[str, str]] = ()) -> str:
+    """Before and after of each prompt, moving; the table of stages; the settings; links; how to make it again.
+
+    links   (title, address)
+    """
+    plan = session.plan
+    uses = session.used()
+    computed = sum(use.seconds for use in uses if not use.hit)
+    reused = sum(use.hit for use in uses)
+    return "\n".join(
+        [
+            f"# {_plain(plan.config.video.stem)}",
+            "",
+            f"{reused} of {len(uses)} artifacts reused, {computed:.1f} s of computing on {plan.device} "
+            f"of {_code(socket.gethostname())}.",
+            "",
+            *_pictures(session),
+            *([" · ".join(f"[{_plain(title)}]({url})" for title, url in links), ""] if links else []),
+            "| stage | prompt | | seconds | size | key |",
+            "|---|---|---|---:|---:|---|",
+            *(_row(use) for use in uses),
+            "",
+            ", ".join(f"{name} {_code(str(value))}" for name, value in _settings(session).items()),
+            "",
+            *_again(session),
+        ]
+    )
+
+
+def end_page(error: BaseException, session: Session | None) -> str:
+    """Why a run ended before its time: what failed and where, what is kept, what to do."""
+    stopped = isinstance(error, KeyboardInterrupt)
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, TokenflowError):
+        sentence = f"{type(error).__name__}: {sentence}; the run's log has the whole of it"
+    name = session.plan.config.video.stem if session else "the run"
+    where = {
+        "stage": getattr(error, "stage", None) or (session.stage_in_hand if session else None),
+        "part": session.part_in_hand if session else None,
+        "frame": getattr(error, "frame", None),
+        "timestep": getattr(error, "timestep", None),
+    }
+    rows = [f"| {name} | {_code(str(value))} |" for name, value in where.items() if value is not None]
+    lines = [f"# {_plain(name)}: {'cancelled' if stopped else 'failed'}", ""]
+    lines += ["Somebody cancelled it." if stopped else _plain(sentence), ""]
+    lines += ["| where | |", "|---|---|", *rows, ""] if rows else []
+    return "\n".join([*lines, *_kept(session)])
+
+
+def _kept(session: Session | None) -> list[str]:
+    """What of a run's work is there, and how to go on."""
+    if session is None:
+        return ["Nothing was begun: mend what the sentence says, and run again."]
+    uses = session.used()
+    kept = ", ".join(_code(use.node.stage) for use in uses) or "nothing yet"
+    return [
+        f"Kept: {kept}, and the finished parts of what was in hand. The next run goes on from there.",
+        "",
+        *_again(session),
+    ]
+
+
+def _again(session: Session) -> list[str]:
+    """The command that makes the same run."""
+    config = session.plan.config
+    if not config.prompts:
+        return []
+    return ["The same again:", "", "```", run_command(config, session.store.place).replace("```", ""), "```"]
+
+
+def _settings(session: Session) -> dict[str, object]:
     plan = session.plan
     config = plan.config
-    prompts = [f"- {_code(prompt)}" for prompt in config.prompts]
-    settings = {
+    return {
         "video": config.video.name,
         "model": config.model,
         "editor": config.editor,
@@ -43,39 +116,37 @@ def summary(session: Session) -> str:
         "device": plan.device,
         "store": session.store.place,
     }
-    return "\n".join(
-        [
-            f"# {_plain(config.video.stem)}",
-            "",
-            *prompts,
-            "",
-            *_picture(session),
-            "| stage | prompt | | seconds | size | key |",
-            "|---|---|---|---:|---:|---|",
-            *(_row(use) for use in session.used()),
-            "",
-            ", ".join(f"{name} {_code(str(value))}" for name, value in settings.items()),
-        ]
-    )
 
 
-def before_after(pairs: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]], seconds: float) -> str:
-    """An animated WebP of (source, edit) side by side as a data URI of at most `URI_BYTES`, or "" where none fits.
+def before_after(
+    pairs: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]], seconds: float, limit: int = URI_BYTES
+) -> str:
+    """An animated WebP of (source, edit) side by side as a data URI of at most `limit` bytes, or "" where none fits.
 
     pairs      rgb (height, width, channel) uint8 each
     seconds    of the whole loop
     """
     for side, quality in SIZES:
         uri = _animation(pairs, max(20, round(1000 * seconds / len(pairs))), side, quality)
-        if len(uri) <= URI_BYTES:
+        if len(uri) <= limit:
             return uri
     return ""
 
 
-def _picture(session: Session) -> list[str]:
-    """Lines that show the first prompt's edit beside the source: the clip, or its keyframes where they are all."""
+def _pictures(session: Session) -> list[str]:
+    """Lines with every prompt and, while they fit in `URI_BYTES` together, its edit beside the source."""
+    lines: list[str] = []
+    limit = URI_BYTES // max(1, min(len(session.plan.edits), MOST_PICTURES))
+    for number, (keyframes, edit) in enumerate(session.plan.edits):
+        lines += [f"- {_code(edit.prompt or '')}", ""]
+        if number < MOST_PICTURES:
+            lines += _picture(session, keyframes, edit, limit)
+    return lines
+
+
+def _picture(session: Session, keyframes_node: Node, edit_node: Node, limit: int) -> list[str]:
+    """A line that shows an edit beside the source: the clip, or its keyframes where they are all."""
     plan = session.plan
-    keyframes_node, edit_node = plan.edits[0]
     source, edit, keyframes = plan.find(plan.decode), plan.find(edit_node), plan.find(keyframes_node)
     edited = edit or keyframes
     if source is None or edited is None:
@@ -84,7 +155,7 @@ def _picture(session: Session) -> list[str]:
     chosen = np.unique(np.linspace(0, len(places) - 1, min(MOST_FRAMES, len(places))).round().astype(int))
     pairs = [(source["rgb"][int(places[k])], edited["rgb"][int(k)]) for k in chosen]
     seconds = float(np.sum(source["duration"][:])) if edit else 0.4 * len(pairs)
-    uri = before_after(pairs, seconds)
+    uri = before_after(pairs, seconds, limit)
     return [f"![source and edit]({uri})", ""] if uri else []
 
 
@@ -98,9 +169,9 @@ def _animation(pairs: Sequence[tuple[Any, Any]], milliseconds: int, side: int, q
 
 
 def _beside(source: Any, edit: Any, side: int) -> Image.Image:
-    """Two frames of one size side by side, as large as `side` allows; small ones are not enlarged beyond 2×."""
+    """Two frames of one size side by side, as large as `side` allows; small ones are not enlarged beyond 4×."""
     height, width = edit.shape[:2]
-    factor = min(side / max(height, width), 2.0)
+    factor = min(side / max(height, width), 4.0)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     picture = Image.new("RGB", (2 * size[0] + 4, size[1]), "white")
     for place, frame in enumerate((source, edit)):

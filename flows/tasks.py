@@ -183,6 +183,8 @@ class Session:
         self.progress: Progress = progress or Quiet()
         self.uses: dict[str, Use] = {}
         self.passed = 0  # units of progress that the model has made
+        self.stage_in_hand: str | None = None  # what is computed, or was when an error ended it
+        self.part_in_hand: str | None = None
         self._loading = threading.Lock()
         self._load = backbone
         self._backbone: Any = None
@@ -289,6 +291,7 @@ class Session:
         cut: dict[str, JsonValue] = {text: end for text in prompts if (end := self.cut_from(text))}
         return {
             "video": self.plan.config.video.name,
+            **({"described": self.plan.video.model_dump(mode="json")} if node is self.plan.decode else {}),
             "model": self.plan.config.model,
             "prompt": node.prompt,
             "cut": cut,
@@ -307,9 +310,16 @@ class Session:
         """
         total = len(self.plan.schema(node).divided())
         units = self.plan.units(node) * len(parts) // total
+        dim = (self.plan.schema(node).parts or ("part", 1))[0]
+        self.stage_in_hand = node.stage
+
+        def noted(part: range) -> None:
+            self.part_in_hand = f"{dim}s {part.start}–{part.stop - 1}" if total > 1 else None
+            do(part)
+
         self.progress.begin(node, max(0, units - done))
         try:
-            self.engine.work(shown or node, parts, do)
+            self.engine.work(shown or node, parts, noted)
         finally:
             self.progress.end()
 

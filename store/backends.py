@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from store.errors import InputError, StoreError, StorePlaceError
+from store.errors import InputError, SilentPlaceError, StoreError, StorePlaceError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -147,7 +147,8 @@ class _Trying:
         """One sentence: where, what was being done, why it stopped, and the way out."""
         reason, way_out = diagnosis(error)
         what = f"{doing} {name}".strip()
-        return StorePlaceError(f"the store {self.address} failed while {what} ({reason}); {way_out}")
+        kind = SilentPlaceError if way_out == AGAIN else StorePlaceError
+        return kind(f"the store {self.address} failed while {what} ({reason}); {way_out}")
 
 
 def may_pass(error: BaseException) -> bool:
@@ -158,17 +159,19 @@ def may_pass(error: BaseException) -> bool:
     return not (status and status[1].startswith("4") and status[1] not in ("408", "429"))
 
 
+AGAIN = "what was finished is kept here: run again when it answers, or choose another place with --store"
+
+
 def diagnosis(error: BaseException) -> tuple[str, str]:
     """Why a place failed in a few words, and the way out; libraries say it on fifty lines."""
     text = str(error)
-    again = "what was finished is kept here: run again when it answers, or choose another place with --store"
     keys = "check the credentials in the environment or the profile (for s3: AWS_ACCESS_KEY_ID, AWS_PROFILE)"
     if "NoSuchBucket" in text or "ContainerNotFound" in text or "bucket does not exist" in text:
         return "there is no such bucket", "make the bucket, or correct the address"
     status = re.search(r"status code: (\d+ ?[A-Za-z ]*)", text)
     if status:
         answer = f"it answers {status[1].strip()}"
-        return answer, keys if status[1].startswith(("400", "401", "403")) else again
+        return answer, keys if status[1].startswith(("400", "401", "403")) else AGAIN
     if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError", "PermissionError"):
         return "permission denied", keys
     if "169.254.169.254" in text or "CredentialsError" in text or "credential" in text.lower():
@@ -179,9 +182,9 @@ def diagnosis(error: BaseException) -> tuple[str, str]:
         ("error decoding response body", "the connection was lost"),
     ):  # fmt: skip
         if sign in text:
-            return said, again
+            return said, AGAIN
     first = " ".join(text.split("\n\nDebug source")[0].split())
-    return (first if len(first) <= 200 else f"{first[:199]}…") or type(error).__name__, again
+    return (first if len(first) <= 200 else f"{first[:199]}…") or type(error).__name__, AGAIN
 
 
 _memories: dict[str, ObjectStore] = {}  # memory:// places of this process

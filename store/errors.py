@@ -19,3 +19,7 @@ class SchemaError(StoreError):
 
 class StorePlaceError(StoreError, InputError):
     """The place chosen for the store cannot take it (no permission, disk full); the command line exits with 2."""
+
+
+class SilentPlaceError(StorePlaceError):
+    """The place does not answer now, and may a little later."""

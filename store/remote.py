@@ -694,4 +694,4 @@ def _record_name(stage: str, digits: str) -> str:
 
 
 def _waiting(key: ArtifactKey) -> Callable[[str], None]:
-    return lambda host: log.info("waiting for %s, which is computing %s", host, key)
+    return lambda host: log.warning("waiting for %s, which computes %s", host, key)

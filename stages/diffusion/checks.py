@@ -11,7 +11,14 @@ from store.errors import InputError
 
 
 class NonFiniteLatents(InputError):
-    """Latents became NaN or infinite: the model cannot be used with these settings."""
+    """Latents became NaN or infinite: the model cannot be used with these settings.
+
+    timestep   0 to 999, none in the autoencoder's output        frame   its number in the clip
+    """
+
+    stage: str | None = None
+    timestep: int | None = None
+    frame: int | None = None
 
 
 def finite(latents: Tensor, stage: str, timestep: int | None, frames: Sequence[int]) -> None:
@@ -19,7 +26,10 @@ def finite(latents: Tensor, stage: str, timestep: int | None, frames: Sequence[i
     bad = ~torch.isfinite(latents).flatten(1).all(1)
     if bad.any():
         where = "the autoencoder's output" if timestep is None else f"timestep {timestep}"
-        raise NonFiniteLatents(
-            f"{stage}: latents are not finite at {where}, frame {frames[int(bad.nonzero()[0, 0])]}; "
+        frame = frames[int(bad.nonzero()[0, 0])]
+        error = NonFiniteLatents(
+            f"{stage}: latents are not finite at {where}, frame {frame}; "
             "the model's weights or the guidance scale are out of range for these frames"
         )
+        error.stage, error.timestep, error.frame = stage, timestep, frame
+        raise error

@@ -1,0 +1,151 @@
+"""The deployments of `prefect.yaml`, registered with a server; and the videos that the form of edit-cached offers."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from copy import deepcopy
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect.automations import Automation
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import load_flow_from_entrypoint
+from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
+
+from flows.places import store_at
+from flows.videos import preparations
+from store.errors import InputError
+
+MOST_OFFERED = 200  # videos in the drop-down
+
+
+def refresh_cached_videos(store: str | None) -> None:
+    """Have the form of edit-cached offer what the store has prepared; a server that cannot do so does without."""
+    with suppress(Exception), get_client(sync_client=True) as client:
+        offer_cached_videos(client, [each.label for each in preparations(store_at(store))])
+
+
+def offer_cached_videos(client: Any, labels: list[str]) -> None:
+    """Put `labels` into the drop-down; without any the field takes free text."""
+    try:
+        deployment = client.read_deployment_by_name("edit-cached/edit-cached")
+    except ObjectNotFound:
+        return
+    schema = deepcopy(deployment.parameter_openapi_schema)
+    with_labels(schema, labels)
+    client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
+
+
+def with_labels(schema: dict[str, Any], labels: list[str]) -> None:
+    """Change the schema of edit-cached's parameters so that `video` is one of `labels`."""
+    field = schema["definitions"]["CachedEdit"]["properties"]["video"]
+    field.pop("enum", None)
+    if labels:
+        field["enum"] = labels[:MOST_OFFERED]
+
+
+# registering
+
+TOKENFLOW_FLOWS = ["prepare-video", "edit-video", "edit-cached", "preview-video", "sweep", "collect-garbage"]
+SECONDS_WITHOUT_SIGN = 120  # of life, after which a run counts for dead: four heartbeats
+
+
+def described() -> list[dict[str, Any]]:
+    """The deployments as prefect.yaml has them: that of the checkout, or the copy in the installed package."""
+    import yaml
+
+    here = Path(__file__)
+    file = next(path for path in (here.with_name("prefect.yaml"), here.parents[1] / "prefect.yaml") if path.is_file())
+    deployments: list[dict[str, Any]] = yaml.safe_load(file.read_text("utf-8"))["deployments"]
+    return deployments
+
+
+def deploy(pool: str, pool_type: str = "process", store: str | None = None) -> list[str]:
+    """Register all deployments in a work pool, which is made where there is none; returns their names.
+
+    store    whose prepared videos the form of edit-cached offers; the platform's own without it
+    raises   InputError where the pool is of another type, or the server knows no such type
+    """
+    with get_client(sync_client=True) as client:
+        make_pool(client, pool, pool_type)
+        names = [registered(each, pool) for each in described()]
+        offer_cached_videos(client, [each.label for each in preparations(store_at(store))])
+    notice_dead_runs()
+    return names
+
+
+def make_pool(client: Any, name: str, pool_type: str) -> None:
+    """The work pool `name`, one run at a time until somebody says otherwise."""
+    try:
+        found = client.read_work_pool(name)
+    except ObjectNotFound:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=name, type=pool_type, base_job_template=template(pool_type)))
+        except Exception as error:
+            raise InputError(
+                f"the pool {name} of type {pool_type} cannot be made: {' '.join(str(error).split())}"
+            ) from None
+        return
+    if found.type != pool_type:
+        raise InputError(f"the pool {name} is of type {found.type}, not {pool_type}; name another with --pool")
+
+
+def template(pool_type: str) -> dict[str, Any]:
+    """The base job template of deploy/ for docker and kubernetes; Prefect's own for the rest."""
+    file = Path(__file__).parents[1] / "deploy" / f"{pool_type}-pool.json"
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+
+def registered(given: dict[str, Any], pool: str) -> str:
+    """Register one deployment of prefect.yaml; returns its whole name."""
+    flow: Any = load_flow_from_entrypoint(given["entrypoint"])
+    schedules = [
+        Cron(each["cron"], timezone=each["timezone"], active=each["active"]) for each in given.get("schedules", ())
+    ]
+    limit = given.get("concurrency_limit")
+    deployment = flow.to_deployment(
+        given["name"], description=given["description"], tags=given["tags"], work_pool_name=pool,
+        schedules=schedules or None, entrypoint_type=EntrypointType.MODULE_PATH,
+        enforce_parameter_schema=given["enforce_parameter_schema"],
+        concurrency_limit=ConcurrencyLimitConfig(**limit) if limit else None,
+    )  # fmt: skip
+    deployment.entrypoint = given["entrypoint"]
+    deployment.apply()
+    return f"{flow.name}/{given['name']}"
+
+
+def notice_dead_runs() -> None:
+    """Have the server mark a run Crashed that shows no sign of life any more, since its machine or process died."""
+    name = "tokenflow: mark dead runs as crashed"
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    automation = Automation(
+        name=name,
+        description="A run whose process was killed sends no heartbeat. Retry it: it goes on from what is kept.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *ends},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "flow", "prefect.resource.name": TOKENFLOW_FLOWS}
+            ),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=SECONDS_WITHOUT_SIGN),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life; retry it to go on")],
+    )
+    with get_client(sync_client=True) as client:
+        for old in client.request("POST", "/automations/filter", json={}).json():
+            if old["name"] == name:
+                client.request("DELETE", "/automations/{id}", path_params={"id": old["id"]})
+    automation.create()

@@ -1,0 +1,94 @@
+"""What a form asks for, beside `EditConfig`: the parameters of the deployed flows. Titles and ranges are the form's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, create_model
+
+from store.schemas import Frozen
+
+from .config import MOST_PROMPTS, EditConfig, Prompt, editor_names
+from .presets import Preset
+
+PREPARING = (
+    "video", "model", "source_prompt", "frames", "size", "steps", "inversion_steps", "inversion_evaluations", "solver",
+    "seed", "keyframe_interval", "keyframe_offsets", "blend",
+)  # fmt: skip
+
+_FIELDS: dict[str, Any] = {
+    name: (EditConfig.model_fields[name].annotation, EditConfig.model_fields[name]) for name in PREPARING
+}
+PrepareConfig: Any = create_model(
+    "PrepareConfig",
+    __base__=Frozen,
+    __doc__="A video, a model, and all that its first four stages depend on.",
+    **_FIELDS,
+)
+
+
+class CachedEdit(Frozen):
+    """A new prompt on a video that is prepared already."""
+
+    video: str = Field(
+        title="Video", description="one that the store has prepared, or the first digits of its key", min_length=1
+    )
+    prompts: tuple[Prompt, ...] = Field(
+        title="Prompts", description="what the edit shows; one edit each", min_length=1, max_length=MOST_PROMPTS
+    )
+    preset: Literal["fast", "balanced"] = Field(
+        "balanced", title="Preset", description="fast: less guidance, deep features computed at every second step"
+    )
+    editor: str = Field("pnp", title="Editor", description="the editing base", json_schema_extra=editor_names)
+    guidance_scale: float = Field(
+        0, title="Guidance scale", description="how strongly the prompt is followed; 0: what the model advises", ge=0,
+        le=100,
+    )  # fmt: skip
+    negative_prompt: str = Field("", title="Negative prompt", description="what to keep away from", max_length=2000)
+    editor_settings: dict[str, JsonValue] = Field(
+        {}, title="Editor settings", description='its own settings by name, such as {"feature": 0.6}'
+    )
+
+
+class Setting(Frozen):
+    """One way to edit, of several that are tried."""
+
+    preset: Preset = Field("balanced", title="Preset")
+    editor: str = Field("pnp", title="Editor", json_schema_extra=editor_names)
+    guidance_scale: float = Field(0, title="Guidance scale", description="0: what the model advises", ge=0, le=100)
+    negative_prompt: str = Field("", title="Negative prompt", max_length=2000)
+    editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings")
+
+
+class Sweep(Frozen):
+    """Every video with every prompt in every setting; what they share is computed once."""
+
+    videos: tuple[Annotated[Path, Field(title="Video")], ...] = Field(
+        title="Videos", description="files, as the machine that computes sees them", min_length=1, max_length=1000
+    )
+    prompts: tuple[Prompt, ...] = Field(
+        title="Prompts", description="what the edits show", min_length=1, max_length=MOST_PROMPTS
+    )
+    settings: tuple[Setting, ...] = Field(
+        (Setting(),), title="Settings", description="ways to edit that are tried", min_length=1, max_length=50
+    )
+    model: str = EditConfig.model_fields["model"]  # type: ignore[assignment]
+    source_prompt: str = EditConfig.model_fields["source_prompt"]  # type: ignore[assignment]
+    size: str | None = EditConfig.model_fields["size"]  # type: ignore[assignment]
+    steps: int = EditConfig.model_fields["steps"]  # type: ignore[assignment]
+
+
+class Collection(Frozen):
+    """What may leave the store."""
+
+    max_size: str = Field(
+        "", title="Keep at most", description="such as 500GB: the least recently used leave until so much is left",
+        pattern=r"^\s*(\d+(\.\d+)?\s*[KMGTkmgt]?[iI]?[bB]?)?\s*$",
+    )  # fmt: skip
+    older_than: str = Field(
+        "", title="Older than", description="such as 30d or 12h: what was last used longer ago leaves",
+        pattern=r"^\s*(\d+(\.\d+)?\s*(s|min|h|d|w))?\s*$",
+    )  # fmt: skip
+    keep_edits: bool = Field(True, title="Keep edits", description="whatever their age")
+    dry_run: bool = Field(False, title="Only say", description="what would be removed, and remove nothing")
