@@ -15,11 +15,12 @@ from prefect.states import Completed, Failed
 
 from flows.config import EditConfig, RuntimeConfig
 from flows.deployments import refresh_cached_videos
-from flows.edit_flow import edit_video, run_name, walked
+from flows.edit_flow import edit_video, walked
 from flows.forms import CachedEdit, Collection, PrepareConfig, Setting, Sweep
 from flows.places import store_at
 from flows.plan import Plan
 from flows.presets import with_preset
+from flows.summary import run_name
 from flows.upkeep import collected, collection_lines
 from flows.videos import choose_preparation
 from store.errors import InputError, TokenflowError

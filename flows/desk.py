@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from pydantic import ValidationError
@@ -91,6 +92,8 @@ def up(port: int | None, pool: str, store: str | None, say: Callable[[str], None
         if there and there.is_up():
             return there, False
         if there:
+            if port is None and there.server:  # at the old place: its address is known, its runs are in the database
+                port = urlsplit(there.api).port
             _end(there.processes)
         started: list[Process] = []
         try:

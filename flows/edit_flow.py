@@ -6,7 +6,7 @@ imported by their full names, since Prefect may load this file by its path as we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from flows.plan import Plan
 from flows.prefect_engine import PrefectEngine, Walk, current
 from flows.run import FlowName, Work, clip_files, edited, prepared, previewed
 from flows.showing import shown, store_heard
+from flows.summary import run_name
 from flows.tasks import Session
 from store.artifact import Artifact
 from store.errors import TokenflowError
@@ -64,12 +65,6 @@ def _run_name() -> str:
     config = EditConfig.model_validate(given["config"])
     verb = (flow_run.flow_name or "edit").removesuffix("-video")
     return run_name(verb, config.video.stem, config.prompts)
-
-
-def run_name(verb: str, video: str, prompts: Sequence[str]) -> str:
-    """A flow run's name: "edit · woman-running · 'a marble statue' +2"."""
-    more = f" +{len(prompts) - 1}" if len(prompts) > 1 else ""
-    return " · ".join([verb, video, *([f"'{prompts[0]}'{more}"] if prompts else [])])
 
 
 @flow(name="edit-video", flow_run_name=_run_name, persist_result=False)

@@ -12,13 +12,15 @@ from store.errors import InputError
 from store.store import Store
 
 CACHE_SIZE = "TOKENFLOW_CACHE_SIZE"
+STORE = "TOKENFLOW_STORE"
 
 
 def store_at(place: str | None, named: str = "--store") -> Store:
-    """The store in a folder or at a URL, or the one in the platform's user cache folder.
+    """The store in a folder or at a URL; without one TOKENFLOW_STORE's, or that in the platform's user cache folder.
 
     A shared store's cache holds what TOKENFLOW_CACHE_SIZE says, and is brought to that size when the process ends.
     """
+    place = place if place is not None else os.environ.get(STORE)
     if place is not None and not place.strip():
         raise InputError(f"{named} is empty; name a folder or a URL, or leave it out")
     if place is None:

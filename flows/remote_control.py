@@ -34,6 +34,7 @@ from prefect.states import Cancelled, Cancelling, Crashed
 from flows.desk import online_workers
 from flows.engine import EngineError
 from flows.plan import Plan
+from flows.summary import run_name
 from store.errors import InputError
 
 SECONDS_TO_CANCEL = 30
@@ -93,6 +94,7 @@ def detach(plan: Plan, output: Path | None) -> tuple[FlowRun, list[str]]:
         "config": config.model_dump(mode="json"), "runtime": plan.runtime.model_dump(mode="json"),
         "store": plan.store.place, "output": str(target),
     }  # fmt: skip
+    title = run_name("edit", config.video.stem, config.prompts)
     with api() as client:
         try:
             deployment = client.read_deployment_by_name(EDIT)
@@ -100,7 +102,7 @@ def detach(plan: Plan, output: Path | None) -> tuple[FlowRun, list[str]]:
             raise InputError(
                 f"this Prefect server has no deployment {EDIT}; tf deploy --pool NAME registers it, or tf up here"
             ) from None
-        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=title)
     pool = deployment.work_pool_name
     asleep = [] if online_workers(pool) else [f"no worker of the pool {pool} is alive: the run waits until one is"]
     return run, asleep

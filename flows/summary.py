@@ -32,6 +32,12 @@ def artifact_key(video: Path | None) -> str:
     return f"tokenflow-edit-{name[:60].strip('-') or 'video'}"
 
 
+def run_name(verb: str, video: str, prompts: Sequence[str]) -> str:
+    """A flow run's name: "edit · woman-running · 'a marble statue' +2"."""
+    more = f" +{len(prompts) - 1}" if len(prompts) > 1 else ""
+    return " · ".join([verb, video, *([f"'{prompts[0]}'{more}"] if prompts else [])])
+
+
 def summary(session: Session, links: Sequence[tuple[str, str]] = ()) -> str:
     """Before and after of each prompt, moving; the table of stages; the settings; links; how to make it again.
 
@@ -63,7 +69,7 @@ def summary(session: Session, links: Sequence[tuple[str, str]] = ()) -> str:
 
 def end_page(error: BaseException, session: Session | None) -> str:
     """Why a run ended before its time: what failed and where, what is kept, what to do."""
-    stopped = isinstance(error, KeyboardInterrupt)
+    stopped = type(error).__name__ in ("KeyboardInterrupt", "TerminationSignal")  # Ctrl-C, or Prefect's worker
     sentence = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, TokenflowError):
         sentence = f"{type(error).__name__}: {sentence}; the run's log has the whole of it"

@@ -11,6 +11,7 @@ import pytest
 
 from flows.plan import Plan
 from store.store import Store
+from tests.flows.desks import AtDesk, at_desk
 from tests.flows.runs import Executed, counting, edit, make_plan, small_clip
 from tests.flows.server import configured, serving
 
@@ -84,3 +85,10 @@ def api(prefect_server: str, prefect_home: Path) -> Iterator[str]:
     """URL of the API of that server, for which Prefect is configured in this process while the module's tests run."""
     with configured(prefect_server, prefect_home) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AtDesk]:
+    """What `tf up` starts: a server, a worker, the deployments, a place for reports; all tests share it."""
+    with at_desk(tmp_path_factory.mktemp("desk")) as desk:
+        yield desk

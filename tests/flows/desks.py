@@ -1,0 +1,115 @@
+"""A desk for tests: what `tf up` starts, in folders of its own, and the `tf` that works at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.flows.server import free_port, get
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class AtDesk:
+    """A desk in `home`: the environment of its commands, and what it said when it went up."""
+
+    home: Path
+    environment: dict[str, str]
+    said: dict[str, Any]
+
+    @property
+    def api(self) -> str:
+        return str(self.said["api"])
+
+    @property
+    def store(self) -> Path:
+        return Path(self.said["store"])
+
+    def state(self) -> dict[str, Any]:
+        """What the desk's file says now."""
+        return dict(json.loads((self.home / "state" / "tokenflow" / "desk.json").read_text()))
+
+    def tf(self, *arguments: object) -> Done:
+        """Run a command to its end."""
+        return tf(self.environment, *arguments)
+
+    def begin(self, *arguments: object) -> subprocess.Popen[str]:
+        """Begin a command."""
+        return subprocess.Popen(
+            command(*arguments), env=self.environment, cwd=self.home, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def post(self, path: str, **body: Any) -> tuple[int, Any]:
+        """Status and answer of the API."""
+        return post(self.api, path, **body)
+
+    def flow_run(self, name: str) -> Any:
+        return get(self.api, f"/flow_runs/{name}")
+
+    def task_runs(self, run: str) -> list[Any]:
+        """The task runs of a flow run, in the order in which they began."""
+        found = self.post("/task_runs/filter", flow_runs={"id": {"any_": [run]}})[1]
+        return sorted(found, key=lambda each: each["start_time"] or "")
+
+
+def post(api: str, path: str, **body: Any) -> tuple[int, Any]:
+    """Status and answer of an API."""
+    import httpx
+
+    answer = httpx.post(f"{api}{path}", json=body, timeout=60)
+    return answer.status_code, answer.json() if answer.content else None
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+
+
+def tf(environment: dict[str, str], *arguments: object) -> Done:
+    """Run a `tf` command to its end."""
+    done = subprocess.run(
+        command(*arguments), env=environment, cwd=environment["HOME"], capture_output=True, text=True, timeout=600,
+        check=False,
+    )  # fmt: skip
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def environment_in(home: Path) -> dict[str, str]:
+    """Folders of its own for everything, and no Prefect settings."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "TOKENFLOW_"))}
+    names = {"XDG_STATE_HOME": "state", "XDG_CACHE_HOME": "cache", "PREFECT_HOME": "prefect"}
+    return {**own, "HOME": str(home), **{name: str(home / folder) for name, folder in names.items()}}
+
+
+@contextmanager
+def at_desk(home: Path) -> Iterator[AtDesk]:
+    """A desk that is up until the block ends."""
+    environment = environment_in(home)
+    done = tf(environment, "up", "--port", free_port(), "--store", home / "store", "--json")
+    assert done.code == 0, done.err
+    try:
+        yield AtDesk(home, environment, done.json)
+    finally:
+        ended = tf(environment, "down", "--now")
+        assert ended.code == 0, ended.err
