@@ -23,7 +23,7 @@ from flows.places import store_at
 from flows.plan import Plan
 from flows.prefect_engine import PrefectEngine, Walk, current
 from flows.run import FlowName, Work, clip_files, edited, prepared, previewed
-from flows.showing import shown, store_heard
+from flows.showing import log_sentences, shown, store_heard
 from flows.summary import run_name
 from flows.tasks import Session
 from store.artifact import Artifact
@@ -112,6 +112,7 @@ def walked(
         if walk is not None:  # whoever walks it here gets the error itself
             walk.error = error
         publish_end(error, sessions[-1] if sessions else None)
+        log_sentences()
         if isinstance(error, KeyboardInterrupt):
             return Cancelled(message="interrupted; finished parts are kept")
         if isinstance(error, TokenflowError):

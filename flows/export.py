@@ -35,7 +35,7 @@ def output_files(video: Path, prompts: Sequence[str], output: Path | None, suffi
     return [Path(f"{name}{suffix}") for name in names]
 
 
-def check_outputs(files: Sequence[Path], video: Path) -> None:
+def check_outputs(files: Sequence[Path], video: Path | None) -> None:
     """InputError, before anything is computed, where a result could not be written."""
     for file in files:
         check_output(file, video)

@@ -125,6 +125,11 @@ class Plan:
         self.edits = [self._edit(prompt, editor) for prompt in dict.fromkeys(config.prompts)]
 
     @property
+    def source(self) -> Path | None:
+        """The video's file; None where it is not on this machine."""
+        return self.config.video if self.config.video.is_file() else None
+
+    @property
     def nodes(self) -> list[Node]:
         """All artifacts, in DAG order."""
         return [self.decode, self.invert, self.extract, self.match, *(node for pair in self.edits for node in pair)]

@@ -70,7 +70,7 @@ def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress:
 def clip_files(plan: Plan, output: Path | None) -> list[Path]:
     """Where each prompt's clip goes; InputError, before anything is computed, where it could not be written."""
     files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, ".mp4")
-    check_outputs(files, plan.config.video)
+    check_outputs(files, plan.source)
     for file in files:
         check_sidecar_place(file)
     return files
@@ -88,6 +88,8 @@ def edited(plan: Plan, files: list[Path], walker: Walker, progress: Progress | N
         clips = [_exported(plan, artifact, frames, file) for artifact, file in wanted]
         outputs = [_output(*each) for each in zip(prompts, files, clips, strict=False)]
         notes = list(dict.fromkeys(note for written in clips for note in written.notes))
+        if clips and plan.source is None and plan.video.has_audio:
+            notes.append(f"the clip has no sound: {plan.config.video} is not on this machine")
         new = _new_sidecars(plan, edits, files) if files else {}
         result = _result(session, outputs, notes, began, "run", new_files=bool(new))
     for file, sidecar in new.items():
@@ -131,7 +133,7 @@ def _exported(plan: Plan, edit: Artifact, frames: Artifact, file: Path) -> Writt
     kept = plan.store.recall(what)
     if isinstance(kept, dict) and file.is_file() and plan.store.file_hash(file) == kept["blake3"]:
         return Written.model_validate(kept["written"])
-    written = export_edit(edit, frames, file, step=plan.decode.spec.step, source=plan.config.video)
+    written = export_edit(edit, frames, file, step=plan.decode.spec.step, source=plan.source)
     plan.store.remember(what, {"blake3": plan.store.file_hash(file), "written": written.model_dump(mode="json")})
     return written
 

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import CancelledRun, FailedRun
 
 from flows.plan import Node
 from flows.tasks import Progress, Session
@@ -148,6 +149,24 @@ def shown(session: Session) -> Iterator[None]:
     finally:
         session.progress = before
         showing.close()
+
+
+class _Sentence(logging.Filter):
+    """A run that ended with a sentence is logged with it, not with the traceback of Prefect's own exception."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, FailedRun | CancelledRun):
+            record.msg, record.args, record.exc_info, record.exc_text = str(error), (), None, None
+        return True
+
+
+_sentence = _Sentence()
+
+
+def log_sentences() -> None:
+    """From now on the run's log has no traceback of a run that ended Failed or Cancelled as it should."""
+    logging.getLogger("prefect.flow_runs").addFilter(_sentence)  # once, however often it is said
 
 
 class _Forwarding(logging.Handler):

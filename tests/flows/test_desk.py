@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -189,7 +190,7 @@ def test_cancelling_stops_a_worker_within_ten_seconds_and_the_next_run_goes_on(
 def test_killed_worker_and_run_are_named_marked_and_retried_to_the_same_bytes(
     desk: AtDesk, clip: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    asked = edit(clip, tiny_folder, "a wooden statue", "--inversion-steps", 200, "--inversion-evaluations", 10)
+    asked = edit(clip, tiny_folder, "a wooden statue", "--inversion-steps", 60, "--inversion-evaluations", 10)
     assert desk.tf(*asked, "--store", tmp_path / "calm", "-o", tmp_path / "calm.mp4", "--engine", "direct").code == 0
     run = desk.tf(*asked, "--store", tmp_path / "store", "-o", tmp_path / "o.mp4", "--detach").out.strip()
     running(desk, run, "invert")
@@ -253,8 +254,9 @@ def test_down_ends_what_up_started_and_nothing_else(tmp_path: Path, desk: AtDesk
     desk.tf("deploy", "--store", desk.store)  # the second desk has put the deployments into its own pool
 
 
-def test_a_port_that_is_taken_is_said(tmp_path: Path, desk: AtDesk) -> None:
-    port = int(desk.said["reports_url"].rpartition(":")[2])
-    done = tf(environment_in(tmp_path), "up", "--port", port)
+def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = tf(environment_in(tmp_path), "up", "--port", port)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert f"port {port} is taken" in done.err
