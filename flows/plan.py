@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from stages import decode_frames, edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
