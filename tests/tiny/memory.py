@@ -15,7 +15,7 @@ def collect(
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Run every part of a stage and put its blocks together; what was promised and not written fails.
 
-    parts   the work in other pieces, or another order, than the schema's
+    parts   the work in other pieces, in another order, or not all of it: the rest stays zero
     """
     arrays = {
         name: np.zeros([0 if size is None else size for size in variable.shape], variable.dtype)
@@ -30,5 +30,8 @@ def collect(
             arrays[block.variable][region] = block.values
             written[block.variable][region] = True
     for name, mask in written.items():
+        dims = schema.variables[name].dims
+        if parts is not None and schema.parts and schema.parts[0] in dims:
+            mask = mask.take([place for part in parts for place in part], dims.index(schema.parts[0]))
         assert mask.all(), f"{name} was not written completely"
     return arrays | {name: np.array(labels) for name, labels in schema.coordinates.items()}
