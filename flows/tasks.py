@@ -42,7 +42,12 @@ class Use:
 
 
 class Engine(Protocol):
-    """Who walks: plain function calls, or Prefect."""
+    """Who walks: plain function calls, or Prefect.
+
+    apart    whether parts are done elsewhere, each on its own
+    """
+
+    apart: bool
 
     def found(self, node: Node, artifact: Artifact) -> None:
         """Show that a stage was found in the store."""
@@ -72,6 +77,8 @@ class Progress(Protocol):
 
 class Direct:
     """No engine: parts are done one after the other, here."""
+
+    apart = False
 
     def found(self, node: Node, artifact: Artifact) -> None:
         """Nothing to show."""
@@ -228,6 +235,8 @@ class Session:
         self.progress: Progress = progress or Quiet()
         self.uses: dict[str, Use] = {}
         self.passed = 0  # units of progress that the model has made
+        self.open_drafts: dict[str, Draft] = {}  # key in hex → what is being written
+        self.cuts: dict[str, JsonValue] = {}  # prompt → its end, as workers say that the model does not read it
         self.stage_in_hand: str | None = None  # what is computed, or was when an error ended it
         self.part_in_hand: str | None = None
         self._loading = threading.Lock()
@@ -277,7 +286,7 @@ class Session:
                     kept = Kept(self, draft, piece, Along())
                     write_parts(draft, run(piece, **inputs, scratch=kept), kept)
 
-                pieces = joined(draft.missing()) if scratch else draft.missing()
+                pieces = joined(draft.missing()) if scratch and not self.engine.apart else draft.missing()
                 done = sum(spent(draft, piece)[2] for piece in pieces) if scratch else 0
                 self.work(node, pieces, go_on if scratch else do, done=done)
                 draft.note = self.note(node, prompts)
@@ -340,7 +349,11 @@ class Session:
             draft.note = self.note(node)
             draft.provenance.update(self.plan.provenance)
             draft.needed = self.plan.needed_bytes(node)
-            yield draft
+            self.open_drafts[node.key.hex] = draft
+            try:
+                yield draft
+            finally:
+                del self.open_drafts[node.key.hex]
 
     def note(self, node: Node, prompts: tuple[str, ...] = ()) -> dict[str, JsonValue]:
         """What people call the artifact, and what the model does not read of `prompts`: never part of its key."""
@@ -355,6 +368,8 @@ class Session:
 
     def cut_from(self, prompt: str) -> str:
         """The end of `prompt` that the model does not read."""
+        if self.engine.apart:
+            return str(self.cuts.get(prompt, ""))
         return str(self.backbone.cut_from(prompt)) if prompt else ""
 
     def work(
