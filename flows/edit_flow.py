@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from prefect import Flow, State, flow, get_run_logger
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.cancelling import cancellable, heard_in_background
 from flows.config import EditConfig, RuntimeConfig
@@ -66,6 +68,14 @@ def spread_out(flow: Flow[..., Any], runtime: RuntimeConfig) -> Flow[..., Any]:
     return flow.with_options(task_runner=task_runner(runtime))
 
 
+def elsewhere(flow: Flow[..., Any], runtime: RuntimeConfig) -> Any:
+    """What a served flow calls in its place, where its parts are to be done by other workers than its own."""
+    context = FlowRunContext.get()
+    if runtime.runner == "here" or context is None or not isinstance(context.task_runner, ThreadPoolTaskRunner):
+        return None
+    return spread_out(flow, runtime)
+
+
 def _is_prefects(error: BaseException) -> bool:
     """Whether an error that came out of the flow is about the server or Prefect, not about the work."""
     return type(error).__module__.partition(".")[0] in ("prefect", "httpx", "httpcore", "websockets")
@@ -92,6 +102,8 @@ def edit_video(
         runtime: how it is done; changes no result
         output: the clip to write, numbered where there are several prompts; none without it
     """
+    if (spread := elsewhere(edit_video, runtime)) is not None:
+        return spread(config, store, runtime, output, return_state=True)
     return walked(lambda: Plan(config, runtime, store_at(store)), output)
 
 
