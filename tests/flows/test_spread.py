@@ -97,7 +97,7 @@ def workers(folder: Path, count: int = 2, **more: str) -> Iterator[tuple[str, li
                 "60",
                 "--host",
                 "127.0.0.1",
-            )  # fmt: skip
+            )
             for k in range(count)
         ]
         yield address, begun
@@ -214,7 +214,7 @@ def test_a_runner_without_prefect_or_without_its_package_is_refused(
     clip: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spread = plan(clip, tiny_folder, Store(tmp_path / "store"), runner="dask")
-    with pytest.raises(InputError, match="--runner dask.*--engine direct"):
+    with pytest.raises(InputError, match=r"--runner dask.*--engine direct"):
         run_edit(spread, tmp_path / "o.mp4", "direct")
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
     with pytest.raises(InputError, match=r"pip install 'tokenflow\[dask\]'"):
