@@ -118,6 +118,12 @@ def edit_options(
     ] = "auto",
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
     allow_pickle: PickleOption = False,
+    runner: Annotated[
+        str, typer.Option(metavar="NAME", help="here; dask or ray: the run's parts are spread over several workers.")
+    ] = "here",
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of the Dask scheduler or Ray cluster; two workers here without.")
+    ] = None,
     store: StoreOption = None,
     cache_size: CacheOption = None,
 ) -> "Plan":
@@ -137,7 +143,7 @@ def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     budget = parse_bytes(given["token_budget"])
     runtime = make_runtime(
         device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],
-        token_budget=budget, allow_pickle=given["allow_pickle"],
+        token_budget=budget, allow_pickle=given["allow_pickle"], runner=given["runner"], address=given["address"],
     )  # fmt: skip
     return make_config(**asked, **own), runtime
 

@@ -111,6 +111,13 @@ class RuntimeConfig(Frozen):
     allow_pickle: bool = Field(
         False, title="Allow pickle", description="open weights that are no .safetensors too, which may hold code"
     )
+    runner: Literal["here", "dask", "ray"] = Field(
+        "here", title="Runner", description="dask, ray: the parts of one run are spread over several workers"
+    )
+    address: str | None = Field(
+        None, title="Address", description="of the Dask scheduler or the Ray cluster; two workers here without it",
+        max_length=500,
+    )  # fmt: skip
     token_budget: int = Field(8 << 30, title="Token budget", description="bytes of tokens that may be kept", ge=0)
 
 

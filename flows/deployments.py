@@ -50,7 +50,7 @@ def with_labels(schema: dict[str, Any], labels: list[str]) -> None:
     field = schema["definitions"]["CachedEdit"]["properties"]["video"]
     field.pop("enum", None)
     if labels:
-        field["enum"] = labels[:MOST_OFFERED]
+        field |= {"enum": labels[:MOST_OFFERED], "description": "one that the store has prepared"}
 
 
 # registering

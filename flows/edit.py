@@ -64,4 +64,10 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
     # joint pass once instead of twice.
     continued = session.stage(edit_node, propagate, scratch=True, keyframe_edit=keyframe_edit, **source)
     at_once = session.fused(edit_node, keyframe_node, together, prompts=prompts, scratch=True, **source)
-    return keyframe_edit, Step(session, edit_node, lambda: continued() if session.find(keyframe_node) else at_once())
+
+    def propagated() -> Artifact:
+        if session.engine.apart:
+            keyframe_edit()  # its windows are done side by side, each from the keyframes
+        return continued() if session.find(keyframe_node) else at_once()
+
+    return keyframe_edit, Step(session, edit_node, propagated)

@@ -38,7 +38,9 @@ def run(session: Session, work: Callable[[Session], T], flow: Flow[..., Any]) ->
     failure = None
     try:
         plan = session.plan
-        state: State[Any] = flow(plan.config, session.store.place, plan.runtime, return_state=True)  # type: ignore[assignment]
+        state: State[Any] = spread_out(flow, plan.runtime)(
+            plan.config, session.store.place, plan.runtime, return_state=True
+        )  # type: ignore[assignment]
         failure = None if state.is_completed() else state.message
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
@@ -52,6 +54,15 @@ def run(session: Session, work: Callable[[Session], T], flow: Flow[..., Any]) ->
             f"Prefect could not carry this run ({reason}); finished parts are kept: run again, or use --engine direct"
         ) from walk.error
     return cast(T, walk.value)
+
+
+def spread_out(flow: Flow[..., Any], runtime: RuntimeConfig) -> Flow[..., Any]:
+    """The flow as this run wants its parts done: here, or over workers."""
+    if runtime.runner == "here":
+        return flow
+    from flows.spread import task_runner
+
+    return flow.with_options(task_runner=task_runner(runtime))
 
 
 def _is_prefects(error: BaseException) -> bool:
@@ -152,11 +163,19 @@ def _served(plan: Plan, output: Path | None, name: FlowName, sessions: list[Sess
     return [node.key.hex for node in wanted]
 
 
+def _engine(walk: Walk) -> PrefectEngine:
+    if walk.session.plan.runtime.runner == "here":
+        return PrefectEngine(walk)
+    from flows.spread import SpreadEngine
+
+    return SpreadEngine(walk)
+
+
 def _do(walk: Walk) -> None:
     """Walk the run: its stages are task runs of the current flow run."""
     session = walk.session
     add_tags(f"video:{session.plan.config.video.stem}", f"model:{Path(session.plan.config.model).name}")
-    session.engine = PrefectEngine(walk)
+    session.engine = _engine(walk)
     with shown(session):
         for node in session.plan.nodes:  # in DAG order, so that what was found has its edges
             session.find(node)

@@ -201,7 +201,7 @@ def run_with_prefect(session: Session, work: Callable[[Session], T], name: str) 
     from flows import edit_flow
 
     server_is_up = start_server()
-    if needs_model(session.plan, preview=name == "preview-video"):
+    if session.plan.runtime.runner == "here" and needs_model(session.plan, preview=name == "preview-video"):
         preload(session)
     server_is_up()
     flow = edit_flow.edit_video if name == "edit-video" else edit_flow.preview_video

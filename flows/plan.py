@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from stages import decode_frames, edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
@@ -270,15 +271,33 @@ class Plan:
             return frames * int(node.spec.num_inversion_steps) * int(node.spec.evaluations) + checked * steps
         if node.stage in ("extract_tokens", "match_tokens"):
             return frames * steps
-        keyframes = self.schema(self.match).size("keyframe") or 0
         support = len(self.schema(self.match).coordinates["support"])
-        keyframe_node = next(pair[0] for pair in self.edits if node in pair)
-        passes = sum(2 if keyframe_node.spec.guided_at(step, steps) else 1 for step in range(steps))
-        if node.stage == "edit_keyframes":
-            return passes * support
-        if not self.find(keyframe_node):  # made along
-            return passes * frames
-        return passes * (keyframes + frames - support) if frames > support else 0
+        edit = self._keyframes_of(node)
+        if node.stage == "propagate_tokens" and self.find(edit):
+            return self._units_continued(node, [range(frames)])
+        passes = sum(2 if edit.spec.guided_at(step, steps) else 1 for step in range(steps))
+        return passes * (support if node is edit else frames)  # the keyframes are made along
+
+    def units_of(self, node: Node, parts: list[range]) -> int:
+        """Units of work of some parts of a node, or of pieces that are several parts each."""
+        if node.stage == "propagate_tokens":
+            return self._units_continued(node, parts) if self.find(self._keyframes_of(node)) else self.units(node)
+        return self.units(node) * len(parts) // len(self.schema(node).divided())
+
+    def _units_continued(self, node: Node, pieces: list[range]) -> int:
+        spec, matched, steps = self._keyframes_of(node).spec, self.match.spec, len(self.timesteps)
+        drawn = match_tokens.drawn_keyframes(matched, self.frames, steps)
+        support = self.schema(self.match).coordinates["support"]
+        each = [
+            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes)
+            for piece in pieces
+        ]
+        passed = [sum(rows) for rows in zip(*each, strict=True)]
+        return sum(rows * (2 if spec.guided_at(step, steps) else 1) for step, rows in enumerate(passed))
+
+    def _keyframes_of(self, node: Node) -> Node:
+        """The keyframe edit of the prompt that an edit's node serves."""
+        return next(pair[0] for pair in self.edits if node in pair)
 
     @property
     def _frames(self) -> Schema:

@@ -41,6 +41,8 @@ class PrefectEngine:
     anyway, and work on the main thread is what Ctrl-C and a cancellation can stop at once.
     """
 
+    apart = False
+
     def __init__(self, walk: Walk) -> None:
         self.walk = walk
         self.plan = walk.session.plan
@@ -48,7 +50,7 @@ class PrefectEngine:
 
     def found(self, node: Node, artifact: Artifact) -> None:
         """Show the stage as one task run that ends *Cached*."""
-        state = self._call(cached_stage, node, _title(node), artifact.digest)
+        state = self._call(cached_stage, node, part_title(node), artifact.digest)
         self.states[node.key.hex] = [state]
 
     def work(self, node: Node, parts: list[range], do: Callable[[range], None]) -> None:
@@ -57,14 +59,14 @@ class PrefectEngine:
         dim = (self.plan.schema(node).parts or (None, 0))[0]
         states = self.states.setdefault(node.key.hex, [])
         for part in parts:
-            state = self._call(stage_part, node, _title(node, dim, part), part.start, part.stop)
+            state = self._call(stage_part, node, part_title(node, dim, part), part.start, part.stop)
             if not state.is_completed():
-                raise self.walk.error or EngineError(f"Prefect ended {_title(node, dim, part)} as {state.name}")
+                raise self.walk.error or EngineError(f"Prefect ended {part_title(node, dim, part)} as {state.name}")
             states.append(state)
 
     def along(self, node: Node, artifact: Artifact, main: Node) -> None:
         """Show the stage as one task run, completed by the work on `main`."""
-        self.states[node.key.hex] = [self._call(along_stage, node, _title(node), main.stage)]
+        self.states[node.key.hex] = [self._call(along_stage, node, part_title(node), main.stage)]
 
     def _call(self, what: Task[..., Any], node: Node, title: str, *given: Any) -> State[Any]:
         named = what.with_options(name=node.stage, task_run_name=lambda: title, tags=self._tags(node))
@@ -86,7 +88,7 @@ class PrefectEngine:
         return {f"stage:{node.stage}"} | device
 
 
-def _title(node: Node, dim: str | None = None, part: range | None = None) -> str:
+def part_title(node: Node, dim: str | None = None, part: range | None = None) -> str:
     """A task run's name: "invert · frames 0–15", "edit · 'a marble statue'"."""
     words = [node.stage.partition("_")[0]]
     if node.prompt is not None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from stages.media.export import VERSION, Written
 from store.artifact import Artifact
-from store.errors import FullPlaceError, StorePlaceError
+from store.errors import FullPlaceError, InputError, StorePlaceError
 from store.layout import human_bytes
 from store.store import Store
 
@@ -167,7 +167,8 @@ def _walk(
     session = Session(plan, progress=progress or Quiet())
     missing = plan.to_compute(preview=name == "preview-video")
     if missing:
-        check_device(plan)
+        if plan.runtime.runner == "here":
+            check_device(plan)
         scratch = max(plan.scratch_bytes(node) for node in missing)  # that of one edit at a time
         _check_store(plan.store, plan.missing_bytes(missing) + scratch)
     return session, walker(session, work, name, bool(missing))
@@ -177,6 +178,9 @@ def _by(engine: Wanted) -> Walker:
     """Walked by an engine where there is something to compute."""
 
     def walk(session: Session, work: Work, name: FlowName, work_to_do: bool) -> list[Artifact]:
+        spread = session.plan.runtime.runner
+        if work_to_do and spread != "here" and engine == "direct":
+            raise InputError(f"--runner {spread} is Prefect's, and --engine direct does without it; leave one out")
         if choose_engine(engine, work_to_do) == "direct":
             return work(session)
         return run_with_prefect(session, work, name)

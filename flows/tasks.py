@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,7 +42,12 @@ class Use:
 
 
 class Engine(Protocol):
-    """Who walks: plain function calls, or Prefect."""
+    """Who walks: plain function calls, or Prefect.
+
+    apart    whether parts are done elsewhere, each on its own
+    """
+
+    apart: bool
 
     def found(self, node: Node, artifact: Artifact) -> None:
         """Show that a stage was found in the store."""
@@ -70,6 +77,8 @@ class Progress(Protocol):
 
 class Direct:
     """No engine: parts are done one after the other, here."""
+
+    apart = False
 
     def found(self, node: Node, artifact: Artifact) -> None:
         """Nothing to show."""
@@ -118,26 +127,38 @@ class Along:
 
 
 class Kept:
-    """What an unfinished part keeps in its draft to go on from, and with it what was spent on the part so far.
+    """What unfinished work on a draft keeps there to go on from, and with it what was spent on the work so far.
 
+    work    one part of the draft, or several that are done together: what is spent on others is kept apart
     along   whose seconds are told apart; set to those of interrupted runs
     """
 
-    def __init__(self, session: Session, draft: Draft, along: Along) -> None:
-        self.session, self.draft, self.along = session, draft, along
-        seconds, along.seconds, units = spent(draft)
+    def __init__(self, session: Session, draft: Draft, work: range, along: Along) -> None:
+        self.session, self.draft, self.work, self.along = session, draft, work, along
+        seconds, along.seconds, units = spent(draft, work)
         self._began, self._passed_before = time.perf_counter() - seconds, session.passed - units
 
     def seconds(self) -> float:
-        """What the part took until now, less what was done along; interrupted runs included."""
+        """What the work took until now, less what was done along; interrupted runs included."""
         return time.perf_counter() - self._began - self.along.seconds
+
+    def handed_over(self) -> float:
+        """The seconds until now, which a finished part takes with it: from here on they count from zero."""
+        seconds = self.seconds()
+        self._began += seconds
+        self._keep_spent()
+        return seconds
 
     def keep(self, name: str, values: NDArray[Any]) -> None:
         """Keep an array, and what it took to get there."""
         self.draft.keep(name, values)
+        self._keep_spent()
+
+    def _keep_spent(self) -> None:
         self.session.kept_at = self.session.passed
         units = self.session.passed - self._passed_before
-        self.draft.keep(SPENT, np.array((self.seconds() + self.along.seconds, self.along.seconds, units)))
+        values = np.array((self.seconds() + self.along.seconds, self.along.seconds, units))
+        self.draft.keep(_spent_name(self.work), values)
 
     def recall(self, name: str) -> NDArray[Any] | None:
         """An array that was kept."""
@@ -148,10 +169,41 @@ class Kept:
         self.draft.forget(name)
 
 
-def spent(draft: Draft) -> tuple[float, float, int]:
-    """What interrupted runs spent on the draft's unfinished part: seconds, those of them along, units of progress."""
-    kept = draft.recall(SPENT)
+def spent(draft: Draft, work: range) -> tuple[float, float, int]:
+    """What interrupted runs spent on unfinished `work`: seconds, those of them along, units of progress."""
+    kept = draft.recall(_spent_name(work))
     return (0.0, 0.0, 0) if kept is None else (float(kept[0]), float(kept[1]), int(kept[2]))
+
+
+def _spent_name(work: range) -> str:
+    return f"{SPENT}.{work.start}_{work.stop}"
+
+
+def joined(parts: list[range]) -> list[range]:
+    """Parts that follow each other as one piece of work."""
+    pieces: list[range] = []
+    for part in parts:
+        if pieces and pieces[-1].stop == part.start:
+            pieces[-1] = range(pieces[-1].start, part.stop)
+        else:
+            pieces.append(part)
+    return pieces
+
+
+def write_parts(draft: Draft, blocks: Blocks, kept: Kept) -> None:
+    """Write blocks that come part by part, each part finished when the next one's come; those of finished ones go."""
+    dim = (draft.schema.parts or ("", 0))[0]
+    parts, missing = draft.schema.divided(), draft.missing()
+
+    def part_of(block: Block) -> range:
+        dims = draft.schema.variables[block.variable].dims
+        return next(part for part in parts if dim not in dims or block.start[dims.index(dim)] in part)
+
+    for part, own in groupby(blocks, part_of):
+        if part in missing:
+            draft.write(part, own, kept.handed_over)
+        else:
+            deque(own, maxlen=0)
 
 
 class Step:
@@ -185,6 +237,8 @@ class Session:
         self.uses: dict[str, Use] = {}
         self.passed = 0  # units of progress that the model has made
         self.kept_at = 0  # what it had made when the part in hand was last kept: an error loses the rest
+        self.open_drafts: dict[str, Draft] = {}  # key in hex → what is being written
+        self.cuts: dict[str, JsonValue] = {}  # prompt → its end, as workers say that the model does not read it
         self.stage_in_hand: str | None = None  # what is computed, or was when an error ended it
         self.part_in_hand: str | None = None
         self._loading = threading.Lock()
@@ -224,7 +278,8 @@ class Session:
         """A stage whose `run` gets its part and the artifacts it needs.
 
         prompts   what it has the model read
-        scratch   whether it is one part that goes on inside: then `run` gets `scratch`, the draft's, as well
+        scratch   whether its work goes on inside where it was stopped: then `run` gets `scratch`, the draft's, as well,
+                  and parts that follow each other as one
         """
 
         def compute() -> Artifact:
@@ -232,10 +287,15 @@ class Session:
             with self.draft(node) as draft:
 
                 def do(part: range) -> None:
-                    kept = Kept(self, draft, Along())
-                    draft.write(part, run(part, **inputs, **({"scratch": kept} if scratch else {})), kept.seconds)
+                    draft.write(part, run(part, **inputs))
 
-                self.work(node, draft.missing(), do, done=spent(draft)[2])
+                def go_on(piece: range) -> None:
+                    kept = Kept(self, draft, piece, Along())
+                    write_parts(draft, run(piece, **inputs, scratch=kept), kept)
+
+                pieces = joined(draft.missing()) if scratch and not self.engine.apart else draft.missing()
+                done = sum(spent(draft, piece)[2] for piece in pieces) if scratch else 0
+                self.work(node, pieces, go_on if scratch else do, done=done)
                 draft.note = self.note(node, prompts)
             return self.committed(node, draft)
 
@@ -247,7 +307,8 @@ class Session:
         """Like `stage`, but the same work writes a second artifact: `run` gets `put`, an `Along`, for its blocks.
 
         also      what `node` stands on; where both are made, an engine shows the work as its, and `node` as made along
-        scratch   as in `stage`: it is that of `node`'s draft, from which the blocks of both come again
+        scratch   as in `stage`: it is that of `node`'s draft, from which the blocks of both come again. Then all parts
+                  of `node` are one piece of work with `also`, which is one part; else parts of both go in pairs
         """
 
         def compute() -> Artifact:
@@ -256,23 +317,27 @@ class Session:
                 draft = drafts.enter_context(self.draft(node))
                 # Entered last, so committed first: after a kill in between, what `node` stands on is there.
                 second = None if self.store.find(also.key) else drafts.enter_context(self.draft(also))
-                open_parts = [*draft.missing(), *(second.missing() if second else [])]
+                open_parts = {*draft.missing(), *(second.missing() if second else [])}
 
                 def do(part: range) -> None:
                     with ExitStack() as writing:
                         put = Along()
-                        kept = Kept(self, draft, put)
-                        if second and part in second.missing():
-                            put.put = writing.enter_context(second.writing(part, lambda: put.seconds))
-                        blocks = run(part, put=put, **inputs, **({"scratch": kept} if scratch else {}))
-                        if part in draft.missing():
-                            draft.write(part, blocks, kept.seconds)
+                        kept = Kept(self, draft, part, put)
+                        own = [other for other in second.missing() if scratch or other == part] if second else []
+                        if second and own:
+                            put.put = writing.enter_context(second.writing(own[0], lambda: put.seconds))
+                        if scratch:
+                            write_parts(draft, run(part, put=put, **inputs, scratch=kept), kept)
+                        elif part in draft.missing():
+                            draft.write(part, run(part, put=put, **inputs), kept.seconds)
                         else:
-                            for _ in blocks:
-                                pass
+                            deque(run(part, put=put, **inputs), maxlen=0)
 
-                parts = sorted(set(open_parts), key=lambda part: part.start)
-                self.work(node, parts, do, shown=also if second else node, done=spent(draft)[2])
+                parts = sorted(open_parts, key=lambda part: part.start)
+                if scratch and parts:
+                    parts = joined(draft.schema.divided())
+                done = sum(spent(draft, part)[2] for part in parts) if scratch else 0
+                self.work(node, parts, do, shown=also if second else node, done=done)
                 if second:
                     second.note = self.note(also, prompts)
             if second is None:
@@ -291,7 +356,11 @@ class Session:
             draft.note = self.note(node)
             draft.provenance.update(self.plan.provenance)
             draft.needed = self.plan.needed_bytes(node)
-            yield draft
+            self.open_drafts[node.key.hex] = draft
+            try:
+                yield draft
+            finally:
+                del self.open_drafts[node.key.hex]
 
     def note(self, node: Node, prompts: tuple[str, ...] = ()) -> dict[str, JsonValue]:
         """What people call the artifact, and what the model does not read of `prompts`: never part of its key."""
@@ -306,6 +375,8 @@ class Session:
 
     def cut_from(self, prompt: str) -> str:
         """The end of `prompt` that the model does not read."""
+        if self.engine.apart:
+            return str(self.cuts.get(prompt, ""))
         return str(self.backbone.cut_from(prompt)) if prompt else ""
 
     def work(
@@ -315,13 +386,12 @@ class Session:
 
         done   units of them that interrupted runs have done
         """
-        total = len(self.plan.schema(node).divided())
-        units = self.plan.units(node) * len(parts) // total
-        dim = (self.plan.schema(node).parts or ("part", 1))[0]
+        units = self.plan.units_of(node, parts)
+        dim = (self.plan.schema(node).parts or (None, 1))[0]
         self.stage_in_hand = node.stage
 
         def noted(part: range) -> None:
-            self.part_in_hand = f"{dim}s {part.start}–{part.stop - 1}" if total > 1 else None
+            self.part_in_hand = f"{dim}s {part.start}–{part.stop - 1}" if dim else None
             self.kept_at = self.passed
             try:
                 do(part)
@@ -330,7 +400,7 @@ class Session:
                 raise
 
         ahead, finished = max(0, units - done), False
-        self.progress.begin(node, ahead, self.plan.units(node) - ahead)
+        self.progress.begin(node, ahead, max(0, self.plan.units(node) - ahead))
         try:
             self.engine.work(shown or node, parts, noted)
             finished = True

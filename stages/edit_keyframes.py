@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from store.schemas import Arrays, Block, Blocks, Schema, Variable
+from store.schemas import Arrays, Blocks, Schema, Variable
 
 from .backbones import Backbone
 from .backbones.layout import ModelLayout
-from .diffusion.chunks import blocks_of
-from .editing.denoising import Denoiser, EditSpec, latents_block
+from .editing.denoising import Denoiser, EditSpec, keyframe_pictures, latents_block
 from .editing.resuming import NOTHING_KEPT, Scratch
 
 VERSION = 2
@@ -76,5 +75,4 @@ def run(
     )
     for moment in denoiser.trajectory("edit_keyframes", followed=support, scratch=scratch):
         yield latents_block(moment, timesteps)
-    for block in blocks_of(len(support)):
-        yield Block("rgb", (block.start, 0, 0, 0), backbone.decode(moment.edited[block.start : block.stop]))
+    yield from keyframe_pictures(moment.edited, backbone)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -105,6 +106,11 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
     )
 
 
+def drawn_keyframes(spec: Spec, frames: int, steps: int) -> NDArray[np.int32]:
+    """The frames that are keyframes at each step (timestep, keyframe): known before anything runs."""
+    return schedule.drawn_keyframes(frames, spec.keyframe_interval, spec.keyframe_offsets, steps, spec.seed)
+
+
 def chunks(steps: int, count: int, row_bytes: int) -> tuple[int, int]:
     """Timesteps and rows (frames or keyframes) per chunk: a whole part where it is small, else rows of one timestep.
 
@@ -160,7 +166,7 @@ def run(
     tokens    read in blocks of 16 frames, each once; what is held is bounded by two keyframe intervals
     yields    keyframes, neighbour, weights, index.<layer>, similarity.<layer>, source.<layer>
     """
-    drawn = schedule.drawn_keyframes(frames, spec.keyframe_interval, spec.keyframe_offsets, steps, spec.seed)
+    drawn = drawn_keyframes(spec, frames, steps)
 
     def blocks(step: int) -> Blocks:
         keyframes = drawn[step]

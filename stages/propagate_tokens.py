@@ -1,25 +1,30 @@
 """The edit of every other frame: self-attention replaced by the keyframes' tokens, followed along the field.
 
 Source: TokenFlow (arXiv 2307.10373), section 4.2, eq. 4 and algorithm 1. The keyframes' trajectory is known, so each
-step's joint pass is repeated from it rather than its tokens stored (46 MB per keyframe and step at SD 512²).
+step's joint pass is repeated from it rather than its tokens stored (46 MB per keyframe and step at SD 512²). So the
+clip may be done in windows of frames, in any order and anywhere: each repeats the joint passes that its frames follow.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
+from store.schemas import Array, Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .backbones import Backbone
 from .backbones.layout import ModelLayout
 from .diffusion.chunks import FRAMES_PER_BLOCK, blocks_of
-from .editing.denoising import Denoiser, EditSpec, latents_block
+from .diffusion.keyframes import neighbours
+from .editing import passes
+from .editing.denoising import Denoiser, EditSpec, Picture, keyframe_pictures, latents_block
 from .editing.resuming import NOTHING_KEPT, Scratch
 
 VERSION = 2
@@ -30,12 +35,12 @@ class Spec(Frozen):
 
 
 def outputs(spec: Spec, *, frames: Schema, layout: ModelLayout) -> Schema:
-    """Latents and pictures of the whole edited clip."""
+    """Latents and pictures of the whole edited clip, which may be done in windows."""
     count = frames.size("frame")
     assert count is not None
     shape = (layout.latent_channels, layout.latent_height, layout.latent_width)
     size = (layout.latent_height * layout.multiple, layout.latent_width * layout.multiple)
-    chunk = min(count, 16)
+    chunk = min(count, FRAMES_PER_BLOCK)
     return Schema(
         artifact="edit",
         variables={
@@ -56,7 +61,29 @@ def outputs(spec: Spec, *, frames: Schema, layout: ModelLayout) -> Schema:
                 compress=True,
             ),
         },
+        parts=("frame", passes.WINDOW_FRAMES),
     )
+
+
+def frames_passed(
+    part: range, frames: int, keyframes: NDArray[np.int32], support: Sequence[int], limit: int
+) -> list[int]:
+    """How many frames `run` puts through the UNet for `part` at each step where the whole of it is executed.
+
+    frames      of the clip              keyframes   the drawn ones (timestep, keyframe)
+    support     frames that are ever drawn           limit   keyframes that attend to each other
+    """
+    known = set(support)
+    others = [frame for frame in part if frame not in known]
+
+    def passed(step: int) -> int:
+        found = passes.stretches(
+            step, others, keyframes=keyframes[step], neighbours=neighbours(frames, keyframes[step]), support=known,
+            limit=limit,
+        )  # fmt: skip
+        return len(others) + sum(len(stretch.keyframes) for stretch in found)
+
+    return [passed(step) for step in range(len(keyframes))]
 
 
 @torch.inference_mode()
@@ -65,40 +92,30 @@ def run(
     timesteps: tuple[int, ...], backbone: Backbone, keyframe_edit: Arrays,
     scratch: Scratch = NOTHING_KEPT,
 ) -> Blocks:  # fmt: skip
-    """Denoise all frames that are never keyframes, then decode the clip.
+    """Denoise the frames of some windows that are never keyframes, then decode them.
 
+    part     frames of one window, or of several that follow each other: then no joint pass is run twice for them
     edit     what the keyframe edit was asked for
     scratch  where the newest step is kept, and that of a run that was stopped is found
     yields   latents (frame, c, h, w) float32, rgb (frame, height, width, 3) uint8
     raises   NonFiniteLatents, naming the timestep and the first bad frame
     """
     support = [int(frame) for frame in keyframe_edit["frame"][:]]
-    clip = range(latents["latents"].shape[1])
-    # What is reused is kept per frame from step to step: then no frame may be left out.
-    frames = [frame for frame in clip if edit.feature_reuse > 1 or frame not in set(support)]
-    clean = torch.from_numpy(keyframe_edit["clean_latents"][:])
-    if frames and len(support) < len(clip):
+    first, last = (bisect_left(support, frame) for frame in (part.start, part.stop))
+    known = support[first:last]
+    others = [frame for frame in part if frame not in set(known)]
+    clean = torch.from_numpy(keyframe_edit["clean_latents"][first:last])
+    if others:
         denoiser = Denoiser(
-            edit, frames, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone
+            edit, others, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone
         )
-        moments = denoiser.trajectory("propagate_tokens", keyframe_edit["latents"], scratch=scratch)
+        name = f"frames_{part.start}_{part.stop}"
+        moments = denoiser.trajectory("propagate_tokens", keyframe_edit["latents"], scratch=scratch, kept_as=name)
         [moment] = deque(moments, maxlen=1)
-        rest = moment.edited.cpu()[[row for row, frame in enumerate(frames) if frame not in set(support)]]
-        clean = torch.cat([clean, rest])
-    order = [*support, *(frame for frame in clip if frame not in set(support))]
-    position = {frame: row for row, frame in enumerate(order)}
-    for block in blocks_of(len(clip)):
-        chosen = clean[[position[frame] for frame in block]]
-        rgb = np.empty((len(block), *keyframe_edit["rgb"].shape[1:]), np.uint8)
-        known = [frame for frame in block if position[frame] < len(support)]
-        other = [frame for frame in block if position[frame] >= len(support)]
-        if known:
-            first, last = position[known[0]], position[known[-1]]
-            rgb[[frame - block.start for frame in known]] = keyframe_edit["rgb"][first : last + 1]
-        if other:
-            rgb[[frame - block.start for frame in other]] = backbone.decode(clean[[position[frame] for frame in other]])
-        yield Block("latents", (block.start, 0, 0, 0), chosen.numpy())
-        yield Block("rgb", (block.start, 0, 0, 0), rgb)
+        clean = torch.cat([clean, moment.edited.cpu()])
+    row = {frame: place for place, frame in enumerate([*known, *others])}
+    edited = clean[[row[frame] for frame in part]]
+    yield from _blocks(part, edited, set(known), _rows_between(keyframe_edit["rgb"], first, last), backbone)
 
 
 @torch.inference_mode()
@@ -109,26 +126,49 @@ def run_whole(
 ) -> Blocks:  # fmt: skip
     """Like `run`, where the keyframe edit is not there yet: all frames at once, so that no joint pass is run twice.
 
+    part                all frames of the clip
     put_keyframes       takes the blocks of edit_keyframes' artifact
-    editing_keyframes   entered for every joint pass
+    editing_keyframes   entered for every joint pass, and while keyframes are decoded
     """
     support = [int(frame) for frame in field["support"][:]]
-    clip = range(latents["latents"].shape[1])
     denoiser = Denoiser(
-        edit, clip, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
+        edit, part, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
         editing_keyframes=editing_keyframes,
     )  # fmt: skip
     for moment in denoiser.trajectory("propagate_tokens", followed=support, scratch=scratch):
         put_keyframes(latents_block(moment, timesteps))
-    pictures: list[np.ndarray[Any, Any]] = []
-    put = 0
-    for block in blocks_of(len(clip)):
-        chosen = moment.edited[block.start : block.stop].cpu()
-        rgb = backbone.decode(chosen)
-        yield Block("latents", (block.start, 0, 0, 0), chosen.numpy())
-        yield Block("rgb", (block.start, 0, 0, 0), rgb)
-        pictures += [rgb[frame - block.start] for frame in support if frame in block]
-        while len(pictures) >= FRAMES_PER_BLOCK or (pictures and block.stop == len(clip)):
-            put_keyframes(Block("rgb", (put, 0, 0, 0), np.stack(pictures[:FRAMES_PER_BLOCK])))
-            put += len(pictures[:FRAMES_PER_BLOCK])
-            del pictures[:FRAMES_PER_BLOCK]
+    edited = moment.edited.cpu()
+
+    def pictures() -> Iterator[Picture]:
+        for block in keyframe_pictures(edited[support], backbone, editing_keyframes):
+            put_keyframes(block)
+            yield from block.values
+
+    yield from _blocks(part, edited, set(support), pictures(), backbone)
+
+
+def _rows_between(rgb: Array, first: int, last: int) -> Iterator[Picture]:
+    """Pictures `first` up to `last`, each stored chunk read once."""
+    for block in blocks_of(last):
+        if block.stop > first:
+            yield from rgb[max(first, block.start) : block.stop]
+
+
+def _blocks(part: range, edited: Tensor, known: set[int], pictures: Iterator[Picture], backbone: Backbone) -> Blocks:
+    """The artifact's blocks for the frames of `part`, in their order.
+
+    edited     latents (frame, c, h, w) of all of them
+    known      those whose picture is the next of `pictures`; the others are decoded here, window by window
+    """
+    groups = passes.apart([frame for frame in part if frame not in known], ())
+    others = (
+        picture
+        for group in groups
+        for block in blocks_of(len(group))
+        for picture in backbone.decode(edited[[group[place] - part.start for place in block]])
+    )
+    for block in blocks_of(len(part)):
+        rgb = np.stack([next(pictures if part[place] in known else others) for place in block])
+        first = part[block.start]
+        yield Block("latents", (first, 0, 0, 0), edited[block.start : block.stop].numpy())
+        yield Block("rgb", (first, 0, 0, 0), rgb)

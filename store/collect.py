@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from store.errors import StoreError
 from store.layout import regular_files, remove_tree, writing
 from store.leases import exclusive, let_go, stale_leases
+from store.parts import abandoned
 from store.schemas import Frozen
 from store.store import RUN_ID, Store
 from store.summaries import EDITS, Summary, read_summary
@@ -306,6 +307,11 @@ def _abandoned(store: Store, limits: Limits, dry_run: bool) -> list[Leftover]:
         if not dry_run:
             with writing(store.root, path.name):
                 path.unlink(missing_ok=True)
+    place = store.parts_place()
+    for folder, size, names in abandoned(place, age, in_use.__contains__):
+        gone.append(Leftover(name=folder, bytes=size))
+        for name in names if not dry_run else ():
+            place.delete(name)
     return gone
 
 

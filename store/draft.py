@@ -139,6 +139,8 @@ class Draft:
         self._group = self._folder / "group"
         self._parts = schema.divided()
         self.needed = schema.nbytes()
+        self.gathers = False  # parts come from elsewhere while it is open
+        self.only: range | None = None  # the one part that is wanted of it, where others are elsewhere
         self._done: dict[int, Marker] = {}
         self._owner: dict[str, int] = {}  # chunk file → the part that wrote it
         self._arrays: dict[str, Any] = {}
@@ -166,7 +168,8 @@ class Draft:
         """The parts that are still to be written, in order."""
         if self.found:
             return []
-        return [part for number, part in enumerate(self._parts) if number not in self._done]
+        wanted = [(number, part) for number, part in enumerate(self._parts) if self.only in (None, part)]
+        return [part for number, part in wanted if number not in self._done]
 
     def read(self, variable: str) -> Any:
         """Read-only array of `variable` as it is so far; what no finished part has written reads as fill value."""
@@ -240,6 +243,40 @@ class Draft:
         if not self.found:
             with self._writing():
                 self._scratch(name).unlink(missing_ok=True)
+
+    def marker(self, number: int) -> Marker:
+        """What a finished part is."""
+        return self._done[number]
+
+    def file(self, name: str) -> Path:
+        """Where a chunk lies."""
+        return self._group / name
+
+    def adopt(self, number: int, marker: Marker, bring: Callable[[str, Path, int], bool]) -> bool:
+        """Take a part that was computed elsewhere, as if it had been written here; False where it is there already.
+
+        bring    (name of a file, where it goes, its size) → whether it came
+        raises   StoreError where the marker is none of this schema, or a file does not come with the bytes it names
+        """
+        if number in self._done or number >= len(self._parts):
+            return False
+        marker.check(self.schema)
+        for name in marker.files:
+            if self._owner.get(name, number) != number:
+                raise SchemaError(f"{self._name}: chunk {name} is claimed by two parts")
+        with self._writing():
+            for name, entry in marker.files.items():
+                path = self._group / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not bring(name, path, entry.size) or self._entry(name) != entry:
+                    path.unlink(missing_ok=True)
+                    raise StoreError(f"its file {name} is gone or changed")
+            write_whole(self._folder / "parts" / f"{number}.json", marker.model_dump_json())
+        with self._mutex:
+            self._done[number] = marker
+            self._owner.update(dict.fromkeys(marker.files, number))
+            self.attrs.update(marker.attrs)
+        return True
 
     def open(self) -> None:
         """Take up the draft that an earlier run left, keeping parts whose files are what their markers say."""

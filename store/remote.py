@@ -43,6 +43,7 @@ from store.turns import InUse, Sign, living, turn
 if TYPE_CHECKING:
     from store.backends import Backend
     from store.draft import Draft
+    from store.parts import Place
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +184,10 @@ class RemoteStore(Store):
         draft.replace(RemoteArtifact(self, counts))
         with suppress(StorePlaceError):  # it is committed and sent; room can be made later
             self.trim()
+
+    def parts_place(self) -> Place:
+        """As `Store.parts_place`: the place itself."""
+        return self._writing()
 
     def verify(self, record: Record) -> list[str]:
         """Names of the files of an artifact that are missing or have changed in the place; reads all of it.

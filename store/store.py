@@ -45,6 +45,7 @@ from store.summaries import Summary, is_key, read_summary
 
 if TYPE_CHECKING:
     from store.draft import Draft
+    from store.parts import Place
     from store.transfer import Files
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class Store:
         raises    StorePlaceError when the store cannot be written or the disk is full; SchemaError as `Draft` says
         """
         from store.draft import Draft
+        from store.parts import adopt, clear
 
         draft = Draft(self.layout, key, schema)
         draft.found = self.find(key)
@@ -125,10 +127,19 @@ class Store:
                 return
             try:
                 draft.open()
+                gathered = adopt(self.parts_place(), draft)
                 yield draft
                 draft.commit()
+                if gathered or draft.gathers:
+                    clear(self.parts_place(), key)
             finally:
                 draft.close()
+
+    def parts_place(self) -> Place:
+        """Where machines that share this store leave parts for each other (`store.parts`)."""
+        from store.parts import Folder
+
+        return Folder(self.root)
 
     def verify(self, record: Record) -> list[str]:
         """Names of the files of an artifact that are missing or whose bytes have changed; reads all of it."""

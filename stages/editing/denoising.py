@@ -28,23 +28,24 @@ from ..diffusion.attention import (
     Keys,
     PropagatedAttention,
     gathered_rows,
-    keyframe_groups,
 )
 from ..diffusion.checks import NonFiniteLatents, finite
 from ..diffusion.choices import Solver
-from ..diffusion.chunks import rows
+from ..diffusion.chunks import blocks_of, rows
 from ..diffusion.ddim import guided
 from ..diffusion.heaps import give_back_holes
 from ..diffusion.patching import Hook, patched
 from ..diffusion.solvers import Sampling
+from .passes import Stretch, apart, spans, stretches
 from .reading import read_ahead
 from .resuming import NOTHING_KEPT, Moment, PassedSteps, Scratch
 from .reuse import Reuse
 
-KEYFRAMES_PER_PASS = 8  # short blocks of keyframes are put into one pass while there are no more of them
-
 BaseTokens = dict[str, Tensor]
 """T_base: layer → output of the joint self-attention (branch, keyframe, token, channel)."""
+
+Picture = NDArray[np.uint8]
+"""rgb (height, width, channel)."""
 
 Held = tuple[list[int], BaseTokens]
 """T_base, and the positions among the step's keyframes of those it holds."""
@@ -81,25 +82,6 @@ class EditSpec(Frozen):
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Keyframes that are edited in one pass at a step, and the frames that can be propagated once they are.
-
-    keyframes   their positions among the step's keyframes
-    blocks      blocks of equal length that they form
-    anchors     whether they are the anchors of all that follow at this step
-    frames      frames of the clip, none of them a keyframe
-    kept        positions whose T_base later stretches gather from
-    """
-
-    step: int
-    keyframes: list[int]
-    blocks: int
-    anchors: bool
-    frames: list[int]
-    kept: list[int]
-
-
-@dataclass(frozen=True)
 class SourceRead:
     """What a stretch needs of the source, on the CPU: layer → tokens or indices, and the injected features."""
 
@@ -131,6 +113,7 @@ class Denoiser:
         self.editor = editors.build(
             spec.editor, editors.Source(latents, timesteps, backbone.levels, text, spec.guidance_scale)
         )
+        self.support = [int(frame) for frame in field["support"][:]]
         self.keyframes: NDArray[Any] = field["keyframes"][:]
         self.neighbours: NDArray[Any] = field["neighbour"][:]
         self.weights: NDArray[Any] = field["weights"][:]
@@ -145,7 +128,7 @@ class Denoiser:
 
     def trajectory(
         self, stage: str, keyframe_latents: Array | None = None, *, followed: Sequence[int] = (),
-        scratch: Scratch = NOTHING_KEPT,
+        scratch: Scratch = NOTHING_KEPT, kept_as: str = "at_once",
     ) -> Iterator[Moment]:  # fmt: skip
         """Where the edit stands at the start of every step of `timesteps`, and at its end.
 
@@ -155,6 +138,7 @@ class Denoiser:
         stage              whose name an error bears
         keyframe_latents   (timestep, support, c, h, w): where the keyframes are known, and not among `frames`
         followed           frames, of `frames`, whose latents are wanted of every step
+        kept_as            what tells this trajectory from others in the same scratch
         raises             NonFiniteLatents, naming the timestep and the first bad frame
         """
         now = self.backbone.to_device(self.editor.first_latents(self.frames).numpy())
@@ -162,7 +146,7 @@ class Denoiser:
         for step in range(self.steps.start):
             yield Moment(step, now[wanted], now)
         sampling = Sampling(self.backbone.levels, self.spec.solver)
-        passed = PassedSteps(scratch, "at_once" if keyframe_latents is None else "continued")
+        passed = PassedSteps(scratch, kept_as)
         first, now = self._gone_on(passed, now, len(wanted), sampling)
         for step in range(self.steps.start, first):
             known = passed.followed(step, (len(wanted), *now.shape[1:]))
@@ -183,7 +167,7 @@ class Denoiser:
 
     def _keyframes_of(self, step: int, now: Tensor, known: Array | None) -> Tensor:
         """Latents (keyframe, c, h, w) of the step's keyframes: among `now`, or `known` (timestep, support, c, h, w)."""
-        among = self.frames if known is None else [int(frame) for frame in self.field["support"][:]]
+        among = self.frames if known is None else self.support
         rows = [among.index(int(frame)) for frame in self.keyframes[step]]
         return now[rows] if known is None else self.backbone.to_device(known[step][rows])
 
@@ -228,14 +212,9 @@ class Denoiser:
         latents            of `frames` (frame, c, h, w)
         keyframe_latents   of this step's keyframes (keyframe, c, h, w)
         """
-        noise = torch.empty_like(latents)
         if not self.whole[step]:
-
-            def reused(some: slice) -> None:
-                noise[some] = self._predict(step, self.frames[some], latents[some], {}, None)
-
-            self.backbone.each_pass(len(self.frames), reused)
-            return noise
+            return self.reusing(step, latents)
+        noise = torch.empty_like(latents)
         drawn = [int(frame) for frame in self.keyframes[step]]
         place = {frame: row for row, frame in enumerate(self.frames)}
         anchors: dict[str, Keys] = {}
@@ -261,6 +240,18 @@ class Denoiser:
             held = _chosen(held, stretch.kept)
             if len(stretches) > 1:
                 give_back_holes()
+        return noise
+
+    def reusing(self, step: int, latents: Tensor) -> Tensor:
+        """Noise (frame, c, h, w) of `frames` at a step where what the last whole pass found of each is used again."""
+        noise, place = torch.empty_like(latents), {frame: row for row, frame in enumerate(self.frames)}
+        for group in apart(self.frames, set(self.support)):
+            rows = [place[frame] for frame in group]
+
+            def do(some: slice, group: list[int] = group, rows: list[int] = rows) -> None:
+                noise[rows[some]] = self._predict(step, group[some], latents[rows[some]], {}, None)
+
+            self.backbone.each_pass(len(group), do)
         return noise
 
     def joint(
@@ -310,7 +301,12 @@ class Denoiser:
             feature = None if read.feature is None else read.feature[some]
             noise[some] = self._predict(step, stretch.frames[some], latents[some], processors, feature)
 
-        self.backbone.each_pass(len(stretch.frames), do)
+        for first, last in spans(stretch.groups):
+
+            def of_group(some: slice, first: int = first) -> None:
+                do(slice(first + some.start, first + some.stop))
+
+            self.backbone.each_pass(last - first, of_group)
         return noise
 
     def gathering(
@@ -321,21 +317,10 @@ class Denoiser:
 
     def stretches(self, step: int) -> list[Stretch]:
         """The step in pieces that bound memory: each joint pass, followed by the frames that it makes known."""
-        count, limit = self.keyframes.shape[1], self.spec.attended_keyframes
-        anchors, blocks = keyframe_groups(count, limit)
-        passes = ([(anchors, 1)] if anchors else []) + _joined(blocks, KEYFRAMES_PER_PASS)
-        keyframes, neighbours = set(self.keyframes[step].tolist()), self.neighbours[step]
-        order = {position: number for number, (own, _) in enumerate(passes) for position in own}
-        ready = np.array([max(order[int(k)] for k in pair) for pair in neighbours])
-        wanted = [frame for frame in self.frames if frame not in keyframes]
-        served = [[frame for frame in wanted if ready[frame] == number] for number in range(len(passes))]
-        needed = [sorted({int(k) for frame in frames for k in neighbours[frame]}) for frames in served]
-        found = []
-        for number, (own, blocks_of_own) in enumerate(passes):
-            later = {position for positions in needed[number + 1 :] for position in positions}
-            kept = sorted(position for position in later if order[position] <= number)
-            found.append(Stretch(step, own, blocks_of_own, bool(anchors) and not number, served[number], kept))
-        return found
+        return stretches(
+            step, self.frames, keyframes=self.keyframes[step], neighbours=self.neighbours[step],
+            support=set(self.support), limit=self.spec.attended_keyframes,
+        )  # fmt: skip
 
     def branches(self, step: int) -> int:
         """Guidance branches that are run at `step`: unconditional and conditional, or conditional alone."""
@@ -412,20 +397,22 @@ def latents_block(moment: Moment, timesteps: tuple[int, ...]) -> Block:
     return Block("latents", (moment.step, 0, 0, 0, 0), latents[None])
 
 
+def keyframe_pictures(
+    edited: Tensor, backbone: Backbone, editing: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[Block]:
+    """The support's pictures as the artifact of edit_keyframes holds them, decoded when they are asked for.
+
+    edited    latents (frame, c, h, w) of the support
+    editing   entered while they are decoded
+    """
+    for block in blocks_of(len(edited)):
+        with editing():
+            rgb = backbone.decode(edited[block.start : block.stop])
+        yield Block("rgb", (block.start, 0, 0, 0), rgb)
+
+
 def _read_rows(array: Array, step: int, chosen: Sequence[int]) -> Tensor:
     return torch.from_numpy(rows(array, step, chosen))
-
-
-def _joined(blocks: list[list[int]], at_once: int) -> list[tuple[list[int], int]]:
-    """Blocks of equal length put into one pass while they fit: (positions, number of blocks)."""
-    passes: list[tuple[list[int], int]] = []
-    for block in blocks:
-        before, count = passes[-1] if passes else ([], 0)
-        if count and len(before) == count * len(block) and len(before) + len(block) <= at_once:
-            passes[-1] = ([*before, *block], count + 1)
-        else:
-            passes.append((block, 1))
-    return passes
 
 
 def _together(one: Held, other: Held) -> Held:

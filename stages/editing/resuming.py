@@ -70,7 +70,7 @@ class Moment:
 class PassedSteps:
     """The steps of one trajectory in a scratch.
 
-    name   of the trajectory: others in the same scratch are other batches of frames, and other last bits
+    name   of the trajectory: others in the same scratch are of other frames
     """
 
     def __init__(self, scratch: Scratch, name: str) -> None:

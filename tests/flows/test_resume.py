@@ -8,13 +8,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.plan import Node
-from flows.tasks import Quiet
+from flows.tasks import Quiet, Session
+from stages import propagate_tokens
+from stages.editing import passes
+from store.draft import Draft
 from store.store import Store
 from tests.flows.runs import digests, small_clip
 from tests.flows.watched import Event, plan_of, run, watch
@@ -284,3 +288,89 @@ def test_seconds_of_an_edit_are_those_of_all_its_runs(
             run(asked(tmp_path))
     uses = {use.node.stage: use for use in run(asked(tmp_path)).uses}
     assert sum(uses[stage].artifact.record.seconds for stage in ("edit_keyframes", "propagate_tokens")) > 1
+
+
+# The clip in windows
+
+WINDOWS = [range(16), range(16, FRAMES)]
+FEW: dict[str, Any] = {"steps": 2, "editor": "sdedit"}
+
+
+@pytest.fixture(scope="module")
+def in_windows() -> Iterator[None]:
+    """Windows of 16 frames."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "WINDOW_FRAMES", 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def at_once(
+    in_windows: None, asked: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[Any, str]:
+    """Digests of a run that edits both windows and the keyframes at once."""
+    return digests(run(asked(tmp_path_factory.mktemp("at once"), **FEW)))
+
+
+def work_on_a_draft(plan: dict[str, Any], window: range | None) -> list[range]:
+    """Write one window into the draft of a previewed edit, leave it as a worker that is stopped; what is missing."""
+    made = plan_of(plan)
+    keyframes, node = made.edits[0]
+    roles = zip(("latents", "tokens", "field", "keyframe_edit"), (*made.nodes[1:4], keyframes), strict=True)
+    session, missing = Session(made), list[range]()
+    with suppress(Stopped), session.draft(node) as draft:
+        if window:
+            blocks = propagate_tokens.run(
+                node.spec, window, edit=keyframes.spec, timesteps=made.timesteps, backbone=session.backbone,
+                **{role: made.find(each) for role, each in roles},
+            )  # fmt: skip
+            draft.write(window, blocks)
+        missing = draft.missing()
+        raise Stopped
+    return missing
+
+
+def test_windows_that_are_there_are_not_done_again_and_the_bytes_are_those_of_an_edit_at_once(
+    at_once: dict[Any, str], events: Events, asked: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    plan = asked(tmp_path, **FEW)
+    run(plan, preview=True)
+    assert work_on_a_draft(plan, WINDOWS[1]) == WINDOWS[:1]
+    events.clear()
+    totals = Totals()
+    result = run(plan, progress=totals)
+    assert {(event.stage, event.part) for event in events} == {("propagate_tokens", 0)}
+    assert totals.begun == {"propagate_tokens": sum(event.frames for event in events)}
+    assert digests(result) == at_once
+
+
+def test_a_previewed_edit_that_is_stopped_goes_on_and_has_the_bytes_of_one_at_once(
+    at_once: dict[Any, str], events: Events, asked: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    plan = asked(tmp_path, **FEW)
+    run(plan, preview=True)
+    stopped_edit(plan, 5)
+    assert "frames_0_20.state.1" in scratch(tmp_path)
+    events.clear()
+    assert digests(run(plan)) == at_once
+    assert events and plan_of(plan).timesteps[0] not in {event.at for event in events}
+
+
+def test_an_edit_at_once_that_is_stopped_between_two_windows_only_decodes_the_rest(
+    at_once: dict[Any, str], events: Events, asked: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    plan, write = asked(tmp_path, **FEW), Draft.write
+
+    def writes(draft: Draft, part: range, *given: Any) -> None:
+        if draft.key.stage == "propagate_tokens" and part == WINDOWS[1]:
+            raise Stopped
+        write(draft, part, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Draft, "write", writes)
+        with pytest.raises(Stopped):
+            run(plan)
+    assert work_on_a_draft(plan, None) == WINDOWS[1:]
+    events.clear()
+    assert digests(run(plan)) == at_once
+    assert events == []

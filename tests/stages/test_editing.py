@@ -271,7 +271,9 @@ def test_at_once_no_joint_pass_is_repeated(prepared: Prepared) -> None:
     keyframes, steps = known.field["keyframes"].shape[1], len(known.timesteps)
     with counting(known.backbone.unet) as seen:
         edit_at_once(known, spec)
-    assert seen["unet"] == [2 * keyframes, 2 * (known.frames - keyframes)] * steps, "every frame once per step"
+    support = len(known.field["support"])
+    passes = [2 * keyframes, 2 * (support - keyframes), 2 * (known.frames - support)]
+    assert seen["unet"] == passes * steps, "every frame once per step, those outside the support in passes of their own"
     assert seen["queries"] == [2 * keyframes] * steps, "no self-attention is executed while propagating"
 
 
@@ -344,8 +346,8 @@ def test_outside_the_guidance_interval_one_branch_is_run(prepared: Prepared) -> 
     known = prepared.in_passes_of(64)
     with counting(known.backbone.unet) as seen:
         edit_at_once(known, edit_spec(guidance_start=0.2, guidance_stop=0.6))
-    keyframes = known.field["keyframes"].shape[1]
-    each = [keyframes, known.frames - keyframes]
+    keyframes, support = known.field["keyframes"].shape[1], len(known.field["support"])
+    each = [keyframes, support - keyframes, known.frames - support]
     assert seen["unet"] == [branches * frames for branches in (1, 2, 2, 1, 1) for frames in each]
 
 
@@ -375,8 +377,8 @@ def test_reused_deep_features_skip_all_but_the_outermost_blocks(prepared: Prepar
     attended = {name for name in passes if name.endswith("attn1.to_q")}
     assert {passes[name] for name in attended} == {3}, "the joint pass of every other step, nowhere else"
     passes = {name: times for name, times in passes.items() if name not in attended}
-    assert {passes[name] for name in passes if name.startswith(outermost)} == {3 * 2 + 2}, "one pass where reused"
-    assert {passes[name] for name in passes if not name.startswith(outermost)} == {3 * 2}
+    assert {passes[name] for name in passes if name.startswith(outermost)} == {3 * 3 + 2 * 2}, "two passes where reused"
+    assert {passes[name] for name in passes if not name.startswith(outermost)} == {3 * 3}
     assert unet(torch.zeros(1, 4, 8, 10), 1, encoder_hidden_states=torch.zeros(1, 8, unet.config.cross_attention_dim))
 
 

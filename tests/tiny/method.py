@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,9 +135,10 @@ def edit_of_keyframes(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Sc
 
 
 def propagate(
-    prepared: Prepared, spec: edit_keyframes.Spec, keyframe_edit: Held, scratch: Scratch = NOTHING_KEPT
-) -> Held:
-    """propagate_tokens."""
+    prepared: Prepared, spec: edit_keyframes.Spec, keyframe_edit: Held, scratch: Scratch = NOTHING_KEPT,
+    parts: Sequence[range] | None = None,
+) -> Held:  # fmt: skip
+    """propagate_tokens: the clip continued in one piece, or in `parts`."""
     own = propagate_tokens.Spec()
     return collect(
         propagate_tokens.outputs(own, frames=frames_schema(prepared.rgb), layout=prepared.layout),
@@ -145,6 +146,7 @@ def propagate(
             own, part, edit=spec, keyframe_edit=keyframe_edit, latents=prepared.latents, tokens=prepared.tokens,
             field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch,
         ),
+        [range(prepared.frames)] if parts is None else parts,
     )  # fmt: skip
 
 
@@ -158,6 +160,7 @@ def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Scratch
             timesteps=prepared.timesteps, backbone=prepared.backbone, put_keyframes=blocks.append,
             scratch=scratch,
         ),
+        [range(prepared.frames)],
     )  # fmt: skip
     keyframes = edit_keyframes.outputs(spec, field=prepared.schemas["field"], layout=prepared.layout)
     return collect(keyframes, lambda part: iter(blocks)), edited
