@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import shlex
 
-from .config import EditConfig
+from .config import EditConfig, RuntimeConfig
 
 
-def run_command(config: EditConfig, store: str, output: str | None = None) -> str:
-    """`tf run …` with every option that is not the default."""
-    words = ["tf", "run", str(config.video)]
-    for prompt in config.prompts:
-        words += ["--prompt", prompt]
+def run_command(
+    config: EditConfig, store: str, output: str | None = None, runtime: RuntimeConfig | None = None,
+    wrapped: bool = False,
+) -> str:  # fmt: skip
+    """`tf run …` with every option that is not the default.
+
+    wrapped   on several lines, an option each
+    """
+    options = [("--prompt", prompt) for prompt in config.prompts]
     for name, field in EditConfig.model_fields.items():
         value = getattr(config, name)
-        if name in ("video", "prompts", "editor_settings") or value == field.default:
-            continue
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    for name, value in config.editor_settings.items():
-        words += ["--set", f"{name}={value}"]
-    return shlex.join([*words, *(["-o", output] if output else []), "--store", store])
+        if name not in ("video", "prompts", "editor_settings") and value != field.default:
+            options.append((_option(name), str(value)))
+    options += [("--set", f"{name}={value}") for name, value in config.editor_settings.items()]
+    for name, field in RuntimeConfig.model_fields.items():
+        value = getattr(runtime, name, field.default)
+        if value != field.default:
+            options.append((_option(name),) if value is True else (_option(name), str(value)))  # type: ignore[arg-type]
+    options += [("-o", output)] if output else []
+    words = [shlex.join(option) for option in (("tf", "run", str(config.video)), *options, ("--store", store))]
+    return (" \\\n  " if wrapped else " ").join(words)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -25,11 +25,10 @@ from flows.places import store_at
 from flows.plan import Plan
 from flows.prefect_engine import PrefectEngine, Walk, current
 from flows.run import FlowName, Work, clip_files, edited, prepared, previewed
-from flows.showing import log_sentences, shown, store_heard
+from flows.showing import log_cause, log_sentences, sentence_of, shown, store_heard
 from flows.summary import run_name
 from flows.tasks import Session
 from store.artifact import Artifact
-from store.errors import TokenflowError
 
 _RUNTIME = RuntimeConfig()
 
@@ -138,8 +137,9 @@ def walked(
         log_sentences()
         if isinstance(error, KeyboardInterrupt):
             return Cancelled(message="interrupted; finished parts are kept")
-        if isinstance(error, TokenflowError):
-            return Failed(message=" ".join(str(error).split()))
+        if isinstance(error, Exception):
+            log_cause(error)
+            return Failed(message=sentence_of(error))
         raise
 
 
@@ -169,7 +169,7 @@ def _served(plan: Plan, output: Path | None, name: FlowName, sessions: list[Sess
     publish(sessions[-1], result)
     if any(not use.hit for use in result.uses if use.node.stage == "match_tokens"):
         refresh_cached_videos(plan.store.place)
-    for note in result.notes:
+    for note in [*plan.notes, *result.notes]:
         get_run_logger().warning(note)
     wanted = [pair[0 if name == "preview-video" else 1] for pair in plan.edits] or [plan.match]
     return [node.key.hex for node in wanted]

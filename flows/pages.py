@@ -9,17 +9,21 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from flows.ending import end_page
 from flows.report import write_report
 from flows.run import Result
-from flows.summary import artifact_key, end_page, summary
+from flows.showing import sentence_of
+from flows.summary import artifact_key, summary
 from flows.tasks import Session
 
 REPORTS, REPORTS_URL = "TOKENFLOW_REPORTS", "TOKENFLOW_REPORTS_URL"
@@ -39,13 +43,20 @@ def place_for_clip(run: str) -> Path | None:
 
 def publish(session: Session, result: Result | None = None) -> None:
     """The page of a run that is complete."""
-    _sent(lambda: summary(session, links(session, result)), artifact_key(session.plan.config.video), "What came out")
+    clips = [Path(output["file"]) for output in result.outputs] if result else []
+    context = FlowRunContext.get()
+    seconds = (datetime.now(UTC) - context.start_time).total_seconds() if context else None
+
+    def page() -> str:
+        return summary(session, links(session, result), clips, seconds)
+
+    _sent(page, artifact_key(session.plan.config.video), "What came out")
 
 
 def publish_end(error: BaseException, session: Session | None) -> None:
     """The page of a run that ended before its time."""
     video = session.plan.config.video if session else None
-    _sent(lambda: end_page(error, session), artifact_key(video), "Why it ended, and what to do")
+    _sent(lambda: end_page(error, sentence_of(error), session), artifact_key(video), "Why it ended, and what to do")
 
 
 def links(session: Session, result: Result | None) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -15,9 +14,11 @@ from prefect.tasks import exponential_backoff
 
 from flows.engine import EngineError
 from flows.plan import Node
+from flows.showing import sentence_of
 from flows.tasks import Session
 from store.artifact import Artifact
-from store.errors import SilentPlaceError, TokenflowError
+from store.errors import SilentPlaceError
+from store.layout import PASSING
 
 
 class Walk:
@@ -28,9 +29,6 @@ class Walk:
         self.parts: dict[str, Callable[[range], None]] = {}  # key in hex → does a part of that artifact
         self.value: Any = None
         self.error: BaseException | None = None
-
-
-_walk: ContextVar[Walk] = ContextVar("_walk")
 
 
 current: ContextVar[Walk] = ContextVar("walk")
@@ -100,30 +98,30 @@ def part_title(node: Node, dim: str | None = None, part: range | None = None) ->
     return " · ".join(words)
 
 
-PASSING = {
-    errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.EPIPE, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNABORTED,
-    errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH,
-}  # fmt: skip
-
-
-def may_pass(error: BaseException | None) -> bool:
+def may_pass(error: BaseException | None, tries: int) -> bool:
     """Whether trying again may help: a network or disk that failed, a store that does not answer, a GPU that was full.
 
-    Never an input, a schema, a full disk, or permission denied. A batch that did not fit was halved before this.
+    Never an input, a schema, a full disk, or permission denied. What did not fit into a GPU was tried in ever smaller
+    passes before it came here; what another process took of its memory may be back, once.
+
+    tries   so far
     """
     if type(error).__name__ == "OutOfMemoryError":
-        import torch
+        return tries <= 1
+    if isinstance(error, OSError):
+        return error.errno in PASSING or isinstance(error, ConnectionError | TimeoutError)
+    return isinstance(error, SilentPlaceError)
 
-        torch.cuda.empty_cache()
-        return True
-    return isinstance(error, SilentPlaceError) or (isinstance(error, OSError) and error.errno in PASSING)
 
-
-def _try_again(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+def _try_again(_task: Any, run: TaskRun, state: State[Any]) -> bool:
     walk = current.get()
-    again = may_pass(walk.error)
+    again = may_pass(walk.error, run.run_count)
     if again:
-        walk.session.progress.note(f"tried again: {' '.join(str(walk.error).split())[:300]}")
+        assert walk.error is not None, "nothing may pass where there is nothing"
+        walk.session.progress.note(f"{run.name} is tried again: {sentence_of(walk.error)[:300]}")
+        walk.error.__traceback__ = None  # it holds what the part had in memory
+        if type(walk.error).__name__ == "OutOfMemoryError":
+            walk.session.make_room()
     return again
 
 
@@ -137,9 +135,9 @@ def stage_part(key: str, start: int, stop: int) -> State[None] | None:
     walk.error = None
     try:
         walk.parts[key](range(start, stop))
-    except TokenflowError as error:  # a sentence for people: no traceback in the run's log
+    except Exception as error:  # told as a sentence; where it came from, the flow run's log says
         walk.error = error
-        return Failed(message=str(error))
+        return Failed(message=sentence_of(error))
     except BaseException as error:
         walk.error = error
         raise

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from stages.media.export import VERSION, Written
 from store.artifact import Artifact
-from store.errors import InputError, StorePlaceError
+from store.errors import FullPlaceError, InputError, StorePlaceError
 from store.layout import human_bytes
 from store.store import Store
 
@@ -192,7 +192,7 @@ def _check_store(store: Store, needed: int) -> None:
     store.check_writable()
     free = store.free_bytes()
     if needed > free:
-        raise StorePlaceError(
+        raise FullPlaceError(
             f"this run would write up to {human_bytes(needed)} to {store.root}, where {human_bytes(free)} is free; "
             "free some space, choose another place with --store, or lower --token-budget"
         )

@@ -30,13 +30,14 @@ from flows.prefect_engine import PrefectEngine, may_pass, part_title
 from flows.prepare import prepare
 from flows.tasks import Session, Step
 from flows.videos import KnownVideo
-from stages.diffusion.checks import NonFiniteLatents
+from stages.diffusion.checks import FullDeviceError, NonFiniteLatents
 from store.draft import Draft
-from store.errors import InputError, StoreError, TokenflowError
+from store.errors import FullPlaceError, InputError, SilentPlaceError, StoreError, TokenflowError
 from store.parts import adopt, is_published, loose
 
 ERRORS: dict[str, type[TokenflowError]] = {
-    kind.__name__: kind for kind in (NonFiniteLatents, InputError, StoreError)
+    kind.__name__: kind
+    for kind in (NonFiniteLatents, FullDeviceError, FullPlaceError, SilentPlaceError, InputError, StoreError)
 }  # what a worker's error is here, by the first of its classes that stands here
 
 
@@ -224,7 +225,13 @@ def compute(given: dict[str, Any], key: str, number: int) -> dict[str, Any] | No
 
 
 def _try_again(_task: Any, run: Any, state: State[Any]) -> bool:
-    return may_pass(_failed.get(str(run.id)))
+    error = _failed.get(str(run.id))
+    again = may_pass(error, run.run_count)
+    if again and error is not None and _here.session is not None:
+        error.__traceback__ = None  # it holds what the part had in memory
+        if type(error).__name__ == "OutOfMemoryError":
+            _here.session.make_room()
+    return again
 
 
 @task(

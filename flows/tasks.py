@@ -62,14 +62,14 @@ class Engine(Protocol):
 class Progress(Protocol):
     """Where it is told how far a stage has come."""
 
-    def begin(self, node: Node, total: int) -> None:
-        """A stage starts, with `total` units of work ahead."""
+    def begin(self, node: Node, total: int, done: int = 0) -> None:
+        """A stage starts, with `total` units of work ahead; interrupted runs have done `done` more."""
 
     def advance(self, units: int) -> None:
-        """So many more units are done."""
+        """So many more units are done; fewer than none where work is lost and has to be done again."""
 
-    def end(self) -> None:
-        """The stage is committed, or has failed."""
+    def end(self, finished: bool = True) -> None:
+        """The stage is over: computed to its end, or stopped."""
 
     def note(self, sentence: str) -> None:
         """Something that the user should hear while it goes on."""
@@ -95,11 +95,11 @@ class Direct:
 class Quiet:
     """Progress that nobody watches."""
 
-    def begin(self, node: Node, total: int) -> None: ...
+    def begin(self, node: Node, total: int, done: int = 0) -> None: ...
 
     def advance(self, units: int) -> None: ...
 
-    def end(self) -> None: ...
+    def end(self, finished: bool = True) -> None: ...
 
     def note(self, sentence: str) -> None: ...
 
@@ -155,6 +155,7 @@ class Kept:
         self._keep_spent()
 
     def _keep_spent(self) -> None:
+        self.session.kept_at = self.session.passed
         units = self.session.passed - self._passed_before
         values = np.array((self.seconds() + self.along.seconds, self.along.seconds, units))
         self.draft.keep(_spent_name(self.work), values)
@@ -235,6 +236,7 @@ class Session:
         self.progress: Progress = progress or Quiet()
         self.uses: dict[str, Use] = {}
         self.passed = 0  # units of progress that the model has made
+        self.kept_at = 0  # what it had made when the part in hand was last kept: an error loses the rest
         self.open_drafts: dict[str, Draft] = {}  # key in hex → what is being written
         self.cuts: dict[str, JsonValue] = {}  # prompt → its end, as workers say that the model does not read it
         self.stage_in_hand: str | None = None  # what is computed, or was when an error ended it
@@ -258,6 +260,11 @@ class Session:
     def _advance(self, units: int) -> None:
         self.passed += units
         self.progress.advance(units)
+
+    def make_room(self) -> None:
+        """After something took the GPU's memory: what is tried again is done in smaller passes."""
+        if self._backbone is not None:
+            self._backbone.make_room()
 
     def find(self, node: Node) -> Artifact | None:
         """The artifact of a node, counted as reused."""
@@ -385,13 +392,20 @@ class Session:
 
         def noted(part: range) -> None:
             self.part_in_hand = f"{dim}s {part.start}–{part.stop - 1}" if dim else None
-            do(part)
+            self.kept_at = self.passed
+            try:
+                do(part)
+            except BaseException:
+                self.progress.advance(self.kept_at - self.passed)
+                raise
 
-        self.progress.begin(node, max(0, units - done))
+        ahead, finished = max(0, units - done), False
+        self.progress.begin(node, ahead, max(0, self.plan.units(node) - ahead))
         try:
             self.engine.work(shown or node, parts, noted)
+            finished = True
         finally:
-            self.progress.end()
+            self.progress.end(finished)
 
     def committed(self, node: Node, draft: Draft) -> Artifact:
         """The artifact that a draft became."""

@@ -64,21 +64,21 @@ class Bars:
     def __exit__(self, *reason: object) -> None:
         self.bars.stop()
 
-    def begin(self, node: Node, total: int) -> None:
-        """A bar for this stage."""
+    def begin(self, node: Node, total: int, done: int = 0) -> None:
+        """A bar for this stage; it begins where interrupted runs have come."""
         prompt = f" · {node.prompt!r}" if node.prompt is not None else ""
-        self.task = self.bars.add_task(f"{node.stage}{prompt}", total=max(1, total))
+        self.task = self.bars.add_task(f"{node.stage}{prompt}", total=max(1, total + done), completed=done)
 
     def advance(self, units: int) -> None:
         """Move the current bar."""
         if self.task is not None:
             self.bars.advance(self.task, units)
 
-    def end(self) -> None:
-        """The current bar is full."""
-        if self.task is not None:
+    def end(self, finished: bool = True) -> None:
+        """The current bar is full, or stays where it is."""
+        if self.task is not None and finished:
             self.bars.update(self.task, completed=self.bars.tasks[self.bars.task_ids.index(self.task)].total)
-            self.task = None
+        self.task = None
 
     def note(self, sentence: str) -> None:
         """One line above the bars."""

@@ -23,3 +23,7 @@ class StorePlaceError(StoreError, InputError):
 
 class SilentPlaceError(StorePlaceError):
     """The place does not answer now, and may a little later."""
+
+
+class FullPlaceError(StorePlaceError):
+    """The place has no room for what is to be written."""

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.errors import StorePlaceError
+from store.errors import FullPlaceError, SilentPlaceError, StorePlaceError
 
 FORMAT = 2  # of what is written; 1 had records without a seal
 READABLE = (1, 2)
@@ -108,9 +108,18 @@ def free_bytes(root: Path) -> int:
     return shutil.disk_usage(root).free
 
 
+PASSING = {  # errors of a disk or a network that the next try may not meet
+    errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.EPIPE, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNABORTED,
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH,
+}  # fmt: skip
+
+
 @contextmanager
 def writing(root: Path, what: str, needed: int = 0, on_full: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Turn an OSError of a write into one sentence: StorePlaceError says what was written, where, and the way out.
+
+    It is a SilentPlaceError where the disk or the network failed in a way that may pass, a FullPlaceError where there
+    is no room.
 
     needed    bytes that `what` takes in all, told when the disk is full
     on_full   called when the disk is full, before raising: give back what can be given back
@@ -120,12 +129,13 @@ def writing(root: Path, what: str, needed: int = 0, on_full: Callable[[], None] 
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             reason = error.strerror or str(error)
-            raise StorePlaceError(
+            kind = SilentPlaceError if error.errno in PASSING else StorePlaceError
+            raise kind(
                 f"cannot write {what} in {root} ({reason}); choose another place with --store or TOKENFLOW_STORE"
             ) from error
         on_full()
         need = f"needs {human_bytes(needed)}" if needed else "does not fit"
-        raise StorePlaceError(
+        raise FullPlaceError(
             f"the disk is full: {what} {need} in {root}, where {human_bytes(free_bytes(root))} is free; "
             "free some space or choose another place with --store"
         ) from error

@@ -24,7 +24,7 @@ from pydantic_core import from_json
 
 from store import hashing, leases
 from store.artifact import Artifact
-from store.errors import InputError, StoreError, StorePlaceError
+from store.errors import FullPlaceError, InputError, StoreError, StorePlaceError
 from store.guard import Refused, check_bulk, read_small
 from store.keys import ArtifactKey
 from store.layout import (
@@ -396,7 +396,7 @@ class Store:
         """Raise StorePlaceError when `needed` bytes do not fit on the store's disk."""
         free = self.free_bytes()
         if needed > free:
-            raise StorePlaceError(
+            raise FullPlaceError(
                 f"{human_bytes(needed)} are needed in {self.root}, where {human_bytes(free)} is free; "
                 "free some space or choose another place with --store"
             )

@@ -21,6 +21,7 @@ from torch import Tensor
 from store.errors import InputError
 
 from ..diffusion.attention import injected_attention_layers, self_attention_layers
+from ..diffusion.checks import FullDeviceError
 from ..diffusion.ddim import NoiseLevels
 from .layout import forward_flops, noise_schedule
 
@@ -84,7 +85,7 @@ class StableDiffusion:
         Where the GPU's memory does not hold a slice, it is done again in slices half as long, and so are all others
         from then on.
 
-        raises   InputError where one frame does not fit
+        raises   FullDeviceError where one frame does not fit
         """
         first = 0
         while first < frames:
@@ -100,14 +101,21 @@ class StableDiffusion:
 
     def _halve(self, tried: int) -> None:
         if tried == 1:
-            raise InputError(
+            raise FullDeviceError(
                 "the GPU's memory does not hold one frame of this size; choose a smaller --size or --device cpu, or "
                 "close what else uses the GPU"
             )
-        self.at_once = tried // 2
+        self.make_room(tried)
+        self.on_note(f"the GPU's memory does not hold {tried} frames per pass: going on with {self.at_once}")
+
+    def make_room(self, tried: int | None = None) -> None:
+        """Have half as many frames per pass, and give back what is kept of the GPU's memory for later.
+
+        tried   the frames that did not fit; as many as are done at once without it, since something else took the room
+        """
+        self.at_once = max(1, (tried or self.at_once) // 2)
         if self.runtime.device != "cpu":
             torch.cuda.empty_cache()
-        self.on_note(f"the GPU's memory does not hold {tried} frames per pass: going on with {self.at_once}")
 
     def to_device(self, values: np.ndarray[Any, Any]) -> Tensor:
         """A numpy array as a tensor on the model's device, in its own dtype; to a GPU without waiting for the copy."""

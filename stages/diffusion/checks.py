@@ -21,6 +21,10 @@ class NonFiniteLatents(InputError):
     frame: int | None = None
 
 
+class FullDeviceError(InputError):
+    """The GPU's memory does not hold the least there is to be done at once: one frame."""
+
+
 def finite(latents: Tensor, stage: str, timestep: int | None, frames: Sequence[int]) -> None:
     """Raise NonFiniteLatents unless all of latents (frame, …) are finite; `frames` are their numbers in the clip."""
     bad = ~torch.isfinite(latents).flatten(1).all(1)

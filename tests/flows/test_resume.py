@@ -198,7 +198,7 @@ class Totals(Quiet):
     def __init__(self) -> None:
         self.begun: dict[str, int] = {}
 
-    def begin(self, node: Node, total: int) -> None:
+    def begin(self, node: Node, total: int, done: int = 0) -> None:
         self.begun[node.stage] = total
 
 
