@@ -40,7 +40,7 @@ def refresh_cached_videos(store: str | None) -> None:
     with suppress(Exception), get_client(sync_client=True) as client:
         opened = store_at(store)
         deployment = client.read_deployment_by_name("edit-cached/edit-cached")
-        if _video_field(deployment.parameter_openapi_schema).get(STORE) in (None, opened.place):
+        if _video_field(deployment.parameter_openapi_schema or {}).get(STORE) in (None, opened.place):
             offer_cached_videos(client, opened)
 
 
