@@ -212,12 +212,17 @@ def make_config(**given: Any) -> EditConfig:
     for prompt in given["prompts"]:
         if not prompt.strip():
             raise InputError("--prompt is empty; say what the edit shows")
-    for prompt in (*given["prompts"], given.get("source_prompt", ""), given.get("negative_prompt", "")):
+    check_texts(*given["prompts"], given.get("source_prompt", ""), given.get("negative_prompt", ""))
+    return _checked(EditConfig, given)
+
+
+def check_texts(*prompts: str) -> None:
+    """InputError where a prompt holds what no record can: it could be written, and never be read again."""
+    for prompt in prompts:
         if not _is_unicode(prompt):
             raise InputError(f"the prompt {prompt!r} is not valid UTF-8; check the terminal's encoding")
         if CONTROLS.search(prompt):
             raise InputError(f"the prompt {prompt!r} holds control characters; say it in plain text")
-    return _checked(EditConfig, given)
 
 
 def make_runtime(**given: Any) -> RuntimeConfig:

@@ -17,7 +17,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.cancelling import cancellable, heard_in_background
-from flows.config import EditConfig, RuntimeConfig
+from flows.config import EditConfig, RuntimeConfig, check_texts
 from flows.deployments import refresh_cached_videos
 from flows.engine import EngineError, T
 from flows.pages import add_tags, place_for_clip, publish, publish_end
@@ -126,7 +126,9 @@ def walked(
     try:
         with heard_in_background(), cancellable(), store_heard():
             if walk is None:
-                return _served(make_plan(), output, name, sessions)
+                plan = make_plan()
+                check_texts(*plan.config.prompts, plan.config.source_prompt, plan.config.negative_prompt)
+                return _served(plan, output, name, sessions)
             _do(walk)
             publish(walk.session)
             return Completed(message=f"{sum(not use.hit for use in walk.session.used())} artifacts computed")
@@ -167,8 +169,6 @@ def _served(plan: Plan, output: Path | None, name: FlowName, sessions: list[Sess
         target = output or place_for_clip(str(flow_run.id))
         result = edited(plan, clip_files(plan, target) if target else [], walker)
     publish(sessions[-1], result)
-    if any(not use.hit for use in result.uses if use.node.stage == "match_tokens"):
-        refresh_cached_videos(plan.store.place)
     for note in [*plan.notes, *result.notes]:
         get_run_logger().warning(note)
     wanted = [pair[0 if name == "preview-video" else 1] for pair in plan.edits] or [plan.match]
@@ -192,3 +192,5 @@ def _do(walk: Walk) -> None:
         for node in session.plan.nodes:  # in DAG order, so that what was found has its edges
             session.find(node)
         walk.value = walk.work(session)
+    if any(not use.hit for use in session.used() if use.node.stage == "match_tokens"):
+        refresh_cached_videos(session.store.place)

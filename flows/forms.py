@@ -81,6 +81,7 @@ class Sweep(_Form):
     )
     model: str = EditConfig.model_fields["model"]  # type: ignore[assignment]
     source_prompt: str = EditConfig.model_fields["source_prompt"]  # type: ignore[assignment]
+    frames: str | None = EditConfig.model_fields["frames"]  # type: ignore[assignment]
     size: str | None = EditConfig.model_fields["size"]  # type: ignore[assignment]
     steps: int = EditConfig.model_fields["steps"]  # type: ignore[assignment]
 
