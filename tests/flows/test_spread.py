@@ -1,0 +1,192 @@
+"""One run over two workers that share nothing but the store: what comes out is what one process gives, to the byte."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.config import EditConfig, RuntimeConfig
+from flows.places import store_at
+from flows.plan import Plan
+from flows.run import run_edit
+from store.store import Store
+from tests.flows.server import free_port, last_flow_run, task_runs
+from tests.stages.clips import write_clip
+from tests.store.places import new_bucket, s3_server, use_s3
+
+pytest.importorskip("prefect_dask", reason="tokenflow[dask] is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Workers:
+    """A Dask scheduler and its workers, each a process with a working directory, a home and a cache of its own."""
+
+    folder: Path
+    address: str
+    scheduler: subprocess.Popen[bytes]
+    alive: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def add(self) -> None:
+        place = self.folder / f"worker-{len(list(self.folder.glob('worker-*')))}"
+        place.mkdir()
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "HOME": str(place), "XDG_CACHE_HOME": str(place / "cache"),
+            "PREFECT_HOME": str(place / "prefect"), "TOKENFLOW_TEST_LOG": str(self.folder / "log"),
+            "TOKENFLOW_TEST_KILL": str(self.folder / "kill"), "TOKENFLOW_TEST_SLOW": str(self.folder / "slow"),
+        }  # fmt: skip
+        environment.pop("PREFECT_API_URL", None)
+        command = [
+            sys.executable, "-m", "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-nanny",
+            "--no-dashboard", "--memory-limit", "0", "--preload", "tests.flows.watched_worker",
+        ]  # fmt: skip
+        with (place / "output").open("wb") as output:
+            self.alive.append(subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=output))
+
+    def two(self) -> Workers:
+        """With two workers alive, and nothing written down yet."""
+        self.alive = [worker for worker in self.alive if worker.poll() is None]
+        while len(self.alive) < 2:
+            self.add()
+        (self.folder / "log").unlink(missing_ok=True)
+        return self
+
+    def lines(self, verb: str) -> list[tuple[str, int, int]]:
+        """(stage, first of the part, process) of what was begun, or computed."""
+        log = self.folder / "log"
+        words = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+        return [(name, int(part), int(process)) for said, name, part, process in words if said == verb]
+
+    def computed(self) -> Counter[tuple[str, int]]:
+        return Counter((name, part) for name, part, _ in self.lines("computed"))
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """A scheduler at an address, an S3 server which those who work there know, and no worker yet."""
+    folder, port = tmp_path_factory.mktemp("workers"), free_port()
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
+    with (
+        pytest.MonkeyPatch.context() as patch, s3_server() as s3, (folder / "scheduler").open("wb") as output
+    ):  # fmt: skip
+        use_s3(s3, patch)
+        patch.setenv("SPREAD_S3", str(s3))
+        started = subprocess.Popen([*command, "--no-dashboard"], cwd=folder, stdout=output, stderr=output)
+        workers = Workers(folder, f"tcp://127.0.0.1:{port}", started)
+        try:
+            yield workers
+        finally:
+            for process in (*workers.alive, started):
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighteen frames, which are two chunks of frames."""
+    return write_clip(tmp_path_factory.mktemp("clip") / "ball.mp4", frames=18, width=32, height=32)
+
+
+def make_plan(clip: Path, model: Path, store: Store, *prompts: str, **runtime: Any) -> Plan:
+    """Six steps, which are two chunks of timesteps."""
+    config = EditConfig(video=clip, prompts=prompts or ("a blue ball",), model=str(model), steps=6)
+    return Plan(config, RuntimeConfig(device="cpu", **runtime), store)
+
+
+@pytest.fixture(scope="module")
+def alone(clip: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one process makes of it: key → digest."""
+    folder = tmp_path_factory.mktemp("alone")
+    store = Store(folder / "store")
+    run_edit(make_plan(clip, tiny_folder, store), folder / "out.mp4", "direct")
+    return digests(store)
+
+
+def digests(store: Store) -> dict[str, str]:
+    return {record.hex: record.digest for record in store.records()}
+
+
+def spread(plan: Plan, out: Path) -> Any:
+    return run_edit(plan, out, "prefect")
+
+
+EVERY_PART = Counter({
+    ("invert_frames", 0): 1, ("invert_frames", 16): 1, ("extract_tokens", 0): 1, ("extract_tokens", 5): 1,
+    ("match_tokens", 0): 1, ("match_tokens", 5): 1, ("edit_keyframes", 0): 1, ("propagate_tokens", 0): 1,
+})  # fmt: skip
+
+
+def test_two_workers_give_what_one_process_gives_and_compute_every_part_once(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    store = Store(tmp_path / "store")
+    plan = make_plan(clip, tiny_folder, store, runner="dask", address=workers.two().address)
+    result = spread(plan, tmp_path / "out.mp4")
+    assert digests(store) == alone
+    assert workers.computed() == EVERY_PART
+    assert len({process for _, _, process in workers.lines("computed")}) == 2
+    assert not any(use.hit for use in result.uses)
+    assert not list((tmp_path / "store").glob("parts/*")), "what was gathered is not kept twice"
+    assert not [path for path in (tmp_path / "store" / "drafts").iterdir() if path.suffix != ".lock"]
+    assert "Traceback" not in capfd.readouterr().err
+    runs = task_runs(last_flow_run(), 9)
+    assert sorted(each.name for each in runs) == sorted([
+        "decode", "invert · frames 0–15", "invert · frames 16–17", "extract · timesteps 0–4", "extract · timestep 5",
+        "match · timesteps 0–4", "match · timestep 5", "edit · 'a blue ball'",
+        "propagate · 'a blue ball' · frames 0–17",
+    ])  # fmt: skip
+    assert {each.state.name for each in runs} == {"Completed"}
+    assert {tag for each in runs for tag in each.tags} >= {"stage:invert_frames", "cpu"}
+    stage_of = {each.id: each.name.split(" · ")[0] for each in runs}
+    edges = {(stage_of[a.id], stage_of[each.id]) for each in runs for above in each.task_inputs.values() for a in above}
+    assert {("decode", "invert"), ("invert", "extract"), ("match", "edit"), ("edit", "propagate")} <= edges
+
+
+def test_tokens_that_are_not_kept_are_matched_where_they_are_extracted(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    run_edit(make_plan(clip, tiny_folder, here, token_budget=0), tmp_path / "here.mp4", "direct")
+    asked = {"token_budget": 0, "runner": "dask", "address": workers.two().address}
+    spread(make_plan(clip, tiny_folder, there, **asked), tmp_path / "there.mp4")
+    assert digests(there) == digests(here)
+    assert max(workers.computed().values()) == 1
+
+
+def test_a_shared_store_by_url_is_all_that_workers_share(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = store_at(new_bucket(int(os.environ["SPREAD_S3"])))
+    plan = make_plan(clip, tiny_folder, store, runner="dask", address=workers.two().address)
+    spread(plan, tmp_path / "out.mp4")
+    assert digests(store) == alone
+    assert workers.computed() == EVERY_PART
+    assert not store.parts_place().list("parts")
+
+
+def test_a_worker_that_is_killed_costs_its_part_and_nothing_else(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    plan = make_plan(clip, tiny_folder, store, runner="dask", address=workers.two().address)
+    (workers.folder / "kill").write_text("40")  # in the middle of a part
+    spread(plan, tmp_path / "out.mp4")
+    assert sum(worker.poll() == -signal.SIGKILL for worker in workers.alive) == 1
+    assert digests(store) == alone
+    assert workers.computed() == EVERY_PART
+    begun = Counter((name, part) for name, part, _ in workers.lines("begin") if name != "source_pass")
+    assert sum(begun.values()) == sum(EVERY_PART.values()) + 1
