@@ -16,7 +16,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.config import EditConfig, RuntimeConfig
 from flows.deployments import refresh_cached_videos
-from flows.edit_flow import edit_video, elsewhere, walked
+from flows.edit_flow import edit_video, walked
 from flows.forms import CachedEdit, Collection, PrepareConfig, Setting, Sweep
 from flows.places import store_at
 from flows.plan import Plan
@@ -53,9 +53,6 @@ def prepare_video(
         runtime: how it is done; changes no result
     """
 
-    if (spread := elsewhere(prepare_video, runtime)) is not None:
-        return spread(config, store, runtime, return_state=True)
-
     def plan() -> Plan:
         asked = EditConfig(prompts=("-",), **config.model_dump()).model_copy(update={"prompts": ()})
         return Plan(asked, runtime, store_at(store))
@@ -79,8 +76,6 @@ def edit_cached(
         store: folder or URL of the store; the worker's own without it
         runtime: how it is done; changes no result
     """
-    if (spread := elsewhere(edit_cached, runtime)) is not None:
-        return spread(edit, store, runtime, return_state=True)
     return walked(lambda: cached_plan(edit, store, runtime))
 
 

@@ -7,14 +7,13 @@ imported by their full names, since Prefect may load this file by its path as we
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 from prefect import Flow, State, flow, get_run_logger
-from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.cancelling import cancellable, heard_in_background
 from flows.config import EditConfig, RuntimeConfig, check_texts
@@ -40,9 +39,7 @@ def run(session: Session, work: Callable[[Session], T], flow: Flow[..., Any]) ->
     failure = None
     try:
         plan = session.plan
-        state: State[Any] = spread_out(flow, plan.runtime)(
-            plan.config, session.store.place, plan.runtime, return_state=True
-        )  # type: ignore[assignment]
+        state: State[Any] = flow(plan.config, session.store.place, plan.runtime, return_state=True)  # type: ignore[assignment]
         failure = None if state.is_completed() else state.message
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
@@ -56,23 +53,6 @@ def run(session: Session, work: Callable[[Session], T], flow: Flow[..., Any]) ->
             f"Prefect could not carry this run ({reason}); finished parts are kept: run again, or use --engine direct"
         ) from walk.error
     return cast(T, walk.value)
-
-
-def spread_out(flow: Flow[..., Any], runtime: RuntimeConfig) -> Flow[..., Any]:
-    """The flow as this run wants its parts done: here, or over workers."""
-    if runtime.runner == "here":
-        return flow
-    from flows.spread import task_runner
-
-    return flow.with_options(task_runner=task_runner(runtime))
-
-
-def elsewhere(flow: Flow[..., Any], runtime: RuntimeConfig) -> Any:
-    """What a served flow calls in its place, where its parts are to be done by other workers than its own."""
-    context = FlowRunContext.get()
-    if runtime.runner == "here" or context is None or not isinstance(context.task_runner, ThreadPoolTaskRunner):
-        return None
-    return spread_out(flow, runtime)
 
 
 def _is_prefects(error: BaseException) -> bool:
@@ -101,8 +81,6 @@ def edit_video(
         runtime: how it is done; changes no result
         output: the clip to write, numbered where there are several prompts; none without it
     """
-    if (spread := elsewhere(edit_video, runtime)) is not None:
-        return spread(config, store, runtime, output, return_state=True)
     return walked(lambda: Plan(config, runtime, store_at(store)), output)
 
 
@@ -175,20 +153,19 @@ def _served(plan: Plan, output: Path | None, name: FlowName, sessions: list[Sess
     return [node.key.hex for node in wanted]
 
 
-def _engine(walk: Walk) -> PrefectEngine:
+def _engine(walk: Walk) -> AbstractContextManager[PrefectEngine]:
     if walk.session.plan.runtime.runner == "here":
-        return PrefectEngine(walk)
-    from flows.spread import SpreadEngine
+        return nullcontext(PrefectEngine(walk))
+    from flows.spread import spread_engine
 
-    return SpreadEngine(walk)
+    return spread_engine(walk)
 
 
 def _do(walk: Walk) -> None:
     """Walk the run: its stages are task runs of the current flow run."""
     session = walk.session
     add_tags(f"video:{session.plan.config.video.stem}", f"model:{Path(session.plan.config.model).name}")
-    session.engine = _engine(walk)
-    with shown(session):
+    with _engine(walk) as session.engine, shown(session):
         for node in session.plan.nodes:  # in DAG order, so that what was found has its edges
             session.find(node)
         walk.value = walk.work(session)

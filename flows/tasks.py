@@ -239,7 +239,6 @@ class Session:
         self.passed = 0  # units of progress that the model has made
         self.kept_at = 0  # what it had made when the part in hand was last kept: an error loses the rest
         self.open_drafts: dict[str, Draft] = {}  # key in hex → what is being written
-        self.cuts: dict[str, JsonValue] = {}  # prompt → its end, as workers say that the model does not read it
         self.stage_in_hand: str | None = None  # what is computed, or was when an error ended it
         self.part_in_hand: str | None = None
         self._loading = threading.Lock()
@@ -377,8 +376,8 @@ class Session:
 
     def cut_from(self, prompt: str) -> str:
         """The end of `prompt` that the model does not read."""
-        if self.engine.apart:
-            return str(self.cuts.get(prompt, ""))
+        if self.engine.apart:  # the model is elsewhere, and so are those who read the prompt
+            return next((draft.cut[prompt] for draft in self.open_drafts.values() if prompt in draft.cut), "")
         return str(self.backbone.cut_from(prompt)) if prompt else ""
 
     def work(

@@ -21,7 +21,7 @@ from pydantic_core import from_json
 from store.errors import StoreError
 from store.layout import regular_files, remove_tree, writing
 from store.leases import exclusive, let_go, stale_leases
-from store.parts import abandoned
+from store.parts import abandoned, remove
 from store.schemas import Frozen
 from store.store import RUN_ID, Store
 from store.summaries import EDITS, Summary, read_summary
@@ -258,7 +258,7 @@ def _draft(path: Path) -> DraftFolder | None:
         files = [path, *(path / name for name in regular_files(path))]
         return DraftFolder(
             path=path,
-            key=path.name.rpartition("-")[2],
+            key=path.name.rpartition("-")[2].partition(".")[0],
             bytes=sum(file.lstat().st_size for file in files[1:]),
             parts=len(list((path / "parts").glob("[0-9]*.json"))),
             changed=max(file.lstat().st_mtime for file in files),
@@ -310,8 +310,9 @@ def _abandoned(store: Store, limits: Limits, dry_run: bool) -> list[Leftover]:
     place = store.parts_place()
     for folder, size, names in abandoned(place, age, in_use.__contains__):
         gone.append(Leftover(name=folder, bytes=size))
-        for name in names if not dry_run else ():
-            place.delete(name)
+        if not dry_run:
+            with writing(store.root, folder):
+                remove(place, names)
     return gone
 
 

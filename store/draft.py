@@ -42,6 +42,7 @@ from store.leases import exclusive
 from store.records import FileEntry, Record, changed_files, manifest_digest, now, read_record, software
 from store.rules import broken_rule
 from store.schemas import Block, Frozen, Schema, Variable
+from store.transfer import side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +124,12 @@ class Draft:
     found         the artifact, where another process (or an earlier run) had committed it: nothing is missing then
     artifact      the artifact, after the `with`
     check_held    raises when this draft is no longer ours to write; asked before anything counts
+    elsewhere     whether all that was wanted of it is published already: then nothing is missing (`store.parts`)
+
+    number   of the one part that is wanted, where others are computed elsewhere: a loose draft, never committed
     """
 
-    def __init__(self, layout: Layout, key: ArtifactKey, schema: Schema) -> None:
+    def __init__(self, layout: Layout, key: ArtifactKey, schema: Schema, number: int | None = None) -> None:
         self.key = key
         self.schema = schema
         self.attrs: dict[str, JsonValue] = {}
@@ -135,18 +139,25 @@ class Draft:
         self.check_held: Callable[[], None] = lambda: None
         self._committed: Artifact | None = None
         self._layout = layout
-        self._folder = layout.draft(key.stage, key.hex)
+        self._folder = layout.draft(key.stage, key.hex, number)
         self._group = self._folder / "group"
         self._parts = schema.divided()
         self.needed = schema.nbytes()
         self.gathers = False  # parts come from elsewhere while it is open
-        self.only: range | None = None  # the one part that is wanted of it, where others are elsewhere
+        self.cut: dict[str, str] = {}  # prompt → its end that the model does not read, as those parts say
+        self.elsewhere = False
+        self._only = number
         self._done: dict[int, Marker] = {}
         self._owner: dict[str, int] = {}  # chunk file → the part that wrote it
         self._arrays: dict[str, Any] = {}
         self._mutex = threading.Lock()
         self._is_full = False
         check_layout(schema, str(key))
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder
 
     @property
     def artifact(self) -> Artifact:
@@ -166,9 +177,9 @@ class Draft:
 
     def missing(self) -> list[range]:
         """The parts that are still to be written, in order."""
-        if self.found:
+        if self.found or self.elsewhere:
             return []
-        wanted = [(number, part) for number, part in enumerate(self._parts) if self.only in (None, part)]
+        wanted = enumerate(self._parts) if self._only is None else [(self._only, self._parts[self._only])]
         return [part for number, part in wanted if number not in self._done]
 
     def read(self, variable: str) -> Any:
@@ -256,21 +267,26 @@ class Draft:
         """Take a part that was computed elsewhere, as if it had been written here; False where it is there already.
 
         bring    (name of a file, where it goes, its size) → whether it came
-        raises   StoreError where the marker is none of this schema, or a file does not come with the bytes it names
+        raises   Refused where the marker is none of this part, or a file does not come with the bytes it names
         """
         if number in self._done or number >= len(self._parts):
             return False
-        marker.check(self.schema)
-        for name in marker.files:
-            if self._owner.get(name, number) != number:
-                raise SchemaError(f"{self._name}: chunk {name} is claimed by two parts")
+        self.check_held()
+        self._check_foreign(number, marker)
+
+        def take(name: str) -> bool:
+            path = self._group / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            return bring(name, path, marker.files[name].size) and self._entry(name) == marker.files[name]
+
         with self._writing():
-            for name, entry in marker.files.items():
-                path = self._group / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if not bring(name, path, entry.size) or self._entry(name) != entry:
-                    path.unlink(missing_ok=True)
-                    raise StoreError(f"its file {name} is gone or changed")
+            came = dict(zip(marker.files, side_by_side(take, marker.files), strict=True))
+            lost = [name for name, whole in came.items() if not whole]
+            if lost:
+                for name in marker.files:
+                    (self._group / name).unlink(missing_ok=True)
+                raise Refused(f"its file {lost[0]} is gone or changed")
             write_whole(self._folder / "parts" / f"{number}.json", marker.model_dump_json())
         with self._mutex:
             self._done[number] = marker
@@ -450,14 +466,38 @@ class Draft:
             region.append(slice(start, start + length))
         return tuple(region)
 
-    def _finish(self, work: _Part, seconds: Callable[[], float]) -> None:
-        self.check_held()
+    def _check_foreign(self, number: int, marker: Marker) -> None:
+        """Refused unless a marker from elsewhere is that of a finished part `number`, and of no other."""
+        marker.check(self.schema)
+        span = self._parts[number]
+        if marker.grown:
+            raise Refused("it has grown, and parts that are computed elsewhere have sizes that are known")
+        for name in marker.files:
+            variable, _, chunk = name.partition("/c/")
+            known = self.schema.variables[variable]
+            if self.schema.parts and self.schema.parts[0] in known.dims:
+                axis = known.dims.index(self.schema.parts[0])
+                if int(chunk.split("/")[axis]) * known.chunks[axis] not in span:
+                    raise Refused(f"{shown(name)} is no chunk of {self._span(span)}")
+            if self._owner.get(name, number) != number:
+                raise Refused(f"{shown(name)} is another part's")
+        try:
+            self._expect_part(span, lambda name: marker.written.get(name, 0))
+        except SchemaError as error:
+            raise Refused(str(error)) from None
+
+    def _expect_part(self, span: range, written: Callable[[str], int]) -> None:
+        """SchemaError unless as many values of every variable are written as the part has."""
         for name, variable in self.schema.variables.items():
             if self.schema.parts and self.schema.parts[0] in variable.dims and None not in variable.shape:
                 dim = variable.dims.index(self.schema.parts[0])
                 sizes = [size or 0 for size in variable.shape]
-                expected = prod([*sizes[:dim], len(work.span), *sizes[dim + 1 :]])
-                self._expect(name, work.written(name), expected, f" in {self._span(work.span)}")
+                expected = prod([*sizes[:dim], len(span), *sizes[dim + 1 :]])
+                self._expect(name, written(name), expected, f" in {self._span(span)}")
+
+    def _finish(self, work: _Part, seconds: Callable[[], float]) -> None:
+        self.check_held()
+        self._expect_part(work.span, work.written)
         with self._writing():
             files = {name: self._entry(name) for name in sorted(work.files)}
             marker = Marker(

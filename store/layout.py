@@ -3,6 +3,8 @@
 objects/<digest>/            immutable Zarr v3 group, named by the hash of its bytes
 keys/<stage>/<key>.json      record: recipe, digest, files, provenance; written last = committed
 drafts/<stage>-<key>/        work in progress, resumed by the next run; safe to throw away
+drafts/<stage>-<key>.<n>/    the same for one part, on a worker
+parts/<stage>-<key>/         parts that workers finished, until the run that asked for them commits
 runs/<run>.json              one run of the command line
 hashes/<path>.json           remembered hashes of input files
 pins/<key>                   an artifact that is never collected
@@ -82,8 +84,9 @@ class Layout:
     def object(self, digest: str) -> Path:
         return self.root / "objects" / digest
 
-    def draft(self, stage: str, key: str) -> Path:
-        return self.drafts / f"{stage}-{key}"
+    def draft(self, stage: str, key: str, number: int | None = None) -> Path:
+        """Of an artifact; or of its part `number` alone, where others are computed elsewhere."""
+        return self.drafts / (f"{stage}-{key}" if number is None else f"{stage}-{key}.{number}")
 
     def raise_format(self) -> None:
         """Have an older layout's store say that it now holds what only this layout's readers know."""

@@ -16,23 +16,28 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from pydantic import Field, ValidationError
+
+from store.backends import OversizeError
 from store.draft import Draft, Marker
-from store.errors import StoreError
-from store.guard import parse_json
+from store.guard import LARGEST_JSON, Refused, check_text, parse_json, read_small, reason, shown
 from store.keys import ArtifactKey, canonical_json
-from store.layout import Layout, writing
+from store.layout import regular_files, writing
 from store.schemas import Frozen, Schema
+from store.transfer import side_by_side
+
+if TYPE_CHECKING:
+    from store.store import Store
 
 log = logging.getLogger(__name__)
 
 MARKER = re.compile(r"parts/(\w{1,100}-[0-9a-f]{64})/(0|[1-9][0-9]{0,8})\.json")
-LARGEST_MARKER = 64 << 20
 
 
 class Place(Protocol):
@@ -58,70 +63,92 @@ class Folder:
         self.root = root
 
     def get(self, name: str) -> bytes | None:
-        """The bytes, None where there is no such name."""
-        with suppress(FileNotFoundError):
-            return (self.root / name).read_bytes()
-        return None
+        """The bytes, None where there is no such regular file."""
+        try:
+            return read_small(self.root / name)
+        except (FileNotFoundError, NotADirectoryError, Refused):
+            return None
 
     def get_to(self, name: str, path: Path, most: int) -> bool:
-        """Copy the file to `path`; False where there is none, or it is larger than `most` bytes."""
+        """Have the file at `path` too; False where there is none, or it is larger than `most` bytes."""
         source = self.root / name
         if source.is_symlink() or not source.is_file() or source.stat().st_size > most:
             return False
-        shutil.copyfile(source, path)
+        _copy(source, path)
         return True
 
     def put(self, name: str, content: bytes | Path) -> None:
-        """Keep the bytes, or a copy of a file: whole or not at all."""
-        target = self.root / name
-        spare = target.with_name(f".{secrets.token_hex(8)}")
-        with writing(self.root, name):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, Path):
-                shutil.copyfile(content, spare)
-            else:
-                spare.write_bytes(content)
-            spare.replace(target)
+        """Keep the bytes, or those of a file that nobody changes: whole or not at all."""
+        with writing(self.root, name), self._spare(name, content) as spare:
+            spare.replace(self.root / name)
 
     def put_new(self, name: str, content: bytes) -> bool:
-        """Keep the bytes if there is no such name."""
+        """Keep the bytes if there is no such name; where the disk has no links, of two at one moment both may win."""
         target = self.root / name
-        spare = target.with_name(f".{secrets.token_hex(8)}")
-        with writing(self.root, name):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            spare.write_bytes(content)
+        with writing(self.root, name), self._spare(name, content) as spare:
             try:
                 os.link(spare, target)
-                return True
             except FileExistsError:
                 return False
-            finally:
-                spare.unlink()
+            except OSError:
+                if target.exists():
+                    return False
+                spare.replace(target)
+        return True
 
     def list(self, prefix: str) -> dict[str, int]:
         """Name → size of the files below `prefix`."""
-        folder = self.root / prefix
-        files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-        return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in files}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return {f"{prefix}/{name}": size for name, size in regular_files(self.root / prefix).items()}
+        return {}
 
     def delete(self, name: str) -> None:
         """Remove a file, and folders that are empty without it."""
         path = self.root / name
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
         with suppress(OSError):
-            while path.parent != self.root:
-                path = path.parent
-                path.rmdir()
+            for folder in path.relative_to(self.root).parents[:-2]:
+                (self.root / folder).rmdir()
+
+    @contextmanager
+    def _spare(self, name: str, content: bytes | Path) -> Iterator[Path]:
+        """A file beside the name with what it is to hold, gone afterwards."""
+        target = self.root / name
+        spare = target.with_name(f".{secrets.token_hex(8)}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if isinstance(content, Path):
+                _copy(content, spare)
+            else:
+                spare.write_bytes(content)
+            yield spare
+        finally:
+            spare.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The same bytes under another name: what lies in a store is never changed, so a second name is enough."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
 
 
 class Published(Frozen):
-    """What a marker says: where the files lie, who computed them, for which promise."""
+    """What a marker says: where the files lie, who computed them and when, for which promise, and `cut`.
 
-    at: str
-    host: str
+    cut   prompt → its end that the model does not read, of those that the part was computed with
+    """
+
+    at: str = Field(pattern=r"^[0-9a-f]{16}$")
+    host: str = Field(max_length=253)
     pid: int
     time: int
-    schema_hash: str
+    promise: str
+    cut: Mapping[str, str] = Field({})
     marker: Marker
 
 
@@ -131,89 +158,101 @@ def folder_of(key: ArtifactKey) -> str:
 
 
 def promise(schema: Schema) -> str:
+    """A name for what a schema promises."""
     return sha256(canonical_json(schema).encode()).hexdigest()
 
 
 @contextmanager
-def loose(layout: Layout, place: Place, key: ArtifactKey, schema: Schema, number: int) -> Iterator[Draft]:
+def loose(store: Store, key: ArtifactKey, schema: Schema, number: int) -> Iterator[Draft]:
     """A draft of one part alone; it is published on a clean exit, unless somebody was first.
 
-    layout   of the store on this machine: work in progress lies there
+    Worked on by one process at a time, as far as a lock reaches: a second one waits, and finds it published. What a
+    killed one left is gone on with.
+
+    raises   as `Store.draft`
     """
-    scratch = Layout(layout.drafts / f".loose-{secrets.token_hex(8)}")
-    draft = Draft(scratch, key, schema)
-    draft.only = schema.divided()[number]
-    try:
-        with writing(layout.root, str(key)):
-            scratch.drafts.mkdir(parents=True)
+    draft = Draft(store.layout, key, schema, number)
+    place = store.parts_place()
+    with store.alone_in(draft.folder, key) as draft.check_held:
+        if published(place, key, schema, number):
+            draft.elsewhere = True
+            yield draft
+            return
         draft.open()
         yield draft
         if not draft.missing():
-            _publish(place, key, schema, number, draft)
-    finally:
-        shutil.rmtree(scratch.root, ignore_errors=True)
+            _publish(place, draft, number)
+            draft.drop()
 
 
-def _publish(place: Place, key: ArtifactKey, schema: Schema, number: int, draft: Draft) -> None:
-    name, marker = f"{folder_of(key)}/{number}", draft.marker(number)
+def _publish(place: Place, draft: Draft, number: int) -> None:
+    """The files, then the marker; where another was first, its part counts."""
+    name, marker = f"{folder_of(draft.key)}/{number}", draft.marker(number)
     at = secrets.token_hex(8)
-    for file in marker.files:
-        place.put(f"{name}/{at}/{file}", draft.file(file))
+    side_by_side(lambda file: place.put(f"{name}/{at}/{file}", draft.file(file)), marker.files)
+    cut = draft.note.get("cut") if isinstance(draft.note, dict) else None
     said = Published(
-        at=at, host=socket.gethostname(), pid=os.getpid(), time=int(time.time()), schema_hash=promise(schema),
-        marker=marker,
+        at=at, host=socket.gethostname(), pid=os.getpid(), time=int(time.time()), promise=promise(draft.schema),
+        cut={str(text): str(end) for text, end in cut.items()} if isinstance(cut, dict) else {}, marker=marker,
     )  # fmt: skip
-    if not place.put_new(f"{name}.json", said.model_dump_json().encode()):
-        for file in marker.files:
-            place.delete(f"{name}/{at}/{file}")
+    content = said.model_dump_json().encode()
+    if place.put_new(f"{name}.json", content):
+        return
+    if published(place, draft.key, draft.schema, number):
+        side_by_side(lambda file: place.delete(f"{name}/{at}/{file}"), marker.files)
+    else:  # what is there is a part of another promise, or no part at all
+        place.put(f"{name}.json", content)
 
 
-def is_published(place: Place, key: ArtifactKey, schema: Schema, number: int) -> bool:
-    """Whether a part of this very promise is there."""
+def published(place: Place, key: ArtifactKey, schema: Schema, number: int) -> Published | None:
+    """What the marker of a part says, where there is one of this very promise."""
     said = _read(place, f"{folder_of(key)}/{number}.json")
-    return said is not None and said.schema_hash == promise(schema)
+    return said if said and said.promise == promise(schema) else None
 
 
-def adopt(place: Place, draft: Draft) -> int:
-    """Have a draft take all its parts that were published; returns how many. What cannot be trusted is removed."""
-    taken = 0
-    for name in place.list(folder_of(draft.key)):
-        found = MARKER.fullmatch(name)
-        if found is None:
-            continue
-        number = int(found[2])
-        said = _read(place, name)
-        if said is None or said.schema_hash != promise(draft.schema):
-            place.delete(name)
-            continue
-        try:
-            taken += draft.adopt(number, said.marker, _bringing(place, f"{name.removesuffix('.json')}/{said.at}"))
-        except (StoreError, ValueError) as error:  # ValueError: the marker is refused
-            log.warning("a part that %s computed is done again: %s", said.host[:80], error)
-            place.delete(name)
-    return taken
+def adopt(place: Place, draft: Draft) -> list[Published]:
+    """Have a draft take all its parts that were published; returns what their markers say."""
+    found = [match for name in place.list(folder_of(draft.key)) if (match := MARKER.fullmatch(name))]
+    taken = (adopt_part(place, draft, int(match[2])) for match in found)
+    return [said for said in taken if said]
 
 
-def _bringing(place: Place, prefix: str) -> Callable[[str, Path, int], bool]:
-    return lambda file, path, size: place.get_to(f"{prefix}/{file}", path, size)
+def adopt_part(place: Place, draft: Draft, number: int) -> Published | None:
+    """Have a draft take one part, if it was published; returns what its marker says. What is not sound is removed."""
+    name = f"{folder_of(draft.key)}/{number}"
+    said = published(place, draft.key, draft.schema, number)
+    if said is None:
+        return None
+    try:
+        draft.adopt(number, said.marker, lambda file, path, size: place.get_to(f"{name}/{said.at}/{file}", path, size))
+    except (Refused, OversizeError) as error:
+        log.warning("part %d of %s, which %s computed, is done again: %s", number, draft.key, shown(said.host), error)
+        place.delete(f"{name}.json")
+        return None
+    draft.cut.update(said.cut)
+    return said
 
 
 def _read(place: Place, name: str) -> Published | None:
-    """What a marker says; None where there is none or it is no marker."""
+    """What a marker says; None where there is none, or none to be trusted."""
     content = place.get(name)
-    if content is None or len(content) > LARGEST_MARKER:
+    if content is None or len(content) > LARGEST_JSON:
         return None
     try:
-        return Published.model_validate(parse_json(content))
-    except ValueError as error:  # Refused, or a field that is none
-        log.warning("%s is no marker of a part (%s)", name, " ".join(str(error).split())[:120])
-        return None
+        written = parse_json(content)
+        check_text({"host": written.get("host"), "cut": written.get("cut")})
+        return Published.model_validate(written, strict=True)
+    except Refused as error:
+        why: object = error
+    except ValidationError as error:
+        why = reason(error)
+    log.warning("%s is no marker of a part (%s)", name, why)
+    return None
 
 
 def clear(place: Place, key: ArtifactKey) -> None:
     """Remove all parts of an artifact: it is committed."""
-    for name in place.list(folder_of(key)):
-        place.delete(name)
+    remove(place, place.list(folder_of(key)))
 
 
 def abandoned(place: Place, age: float, in_use: Callable[[str], bool]) -> list[tuple[str, int, list[str]]]:
@@ -231,3 +270,10 @@ def abandoned(place: Place, age: float, in_use: Callable[[str], bool]) -> list[t
         if not in_use(folder.rpartition("-")[2]) and all(time.time() - marker.time > age for marker in said):
             found.append((folder, sum(own.values()), list(own)))
     return found
+
+
+def remove(place: Place, names: Iterable[str]) -> None:
+    """Remove files of parts, their markers first: what is half removed counts for nothing."""
+    names = list(names)
+    side_by_side(place.delete, [name for name in names if MARKER.fullmatch(name)])
+    side_by_side(place.delete, [name for name in names if not MARKER.fullmatch(name)])

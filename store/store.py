@@ -459,14 +459,19 @@ class Store:
 
     @contextmanager
     def _alone(self, key: ArtifactKey) -> Iterator[Callable[[], None]]:
-        """Hold the lock of `key`; its file stays, since removing it would let two holders in.
+        """Hold the lock of `key`."""
+        with self.alone_in(self.layout.draft(key.stage, key.hex), key) as check_held:
+            yield check_held
+
+    @contextmanager
+    def alone_in(self, folder: Path, key: ArtifactKey) -> Iterator[Callable[[], None]]:
+        """Hold the lock of a draft's folder; its file stays, since removing it would let two holders in.
 
         Gives a check, to be called before what is written counts: StorePlaceError once the lock's file is not in its
         place, since the folder was moved or removed and nothing keeps another process from writing there.
         """
         from filelock import FileLock, Timeout
 
-        folder = self.layout.draft(key.stage, key.hex)
         with writing(self.root, str(key)):
             folder.parent.mkdir(parents=True, exist_ok=True)
         place = folder.with_name(f"{folder.name}.lock")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -109,3 +110,15 @@ def _counted(executed: Executed, run: Callable[..., Any], *names: str) -> Callab
         yield from run(*given, **named)
 
     return counted
+
+
+def broken_model(model: Path, folder: Path) -> Path:
+    """A copy of a model with a NaN in the UNet's weights."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.weight"][0, 0, 0, 0] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return folder

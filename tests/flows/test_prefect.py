@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from stages import decode_frames
 from stages.diffusion.checks import NonFiniteLatents
 from store.errors import InputError
 from store.store import Store
+from tests.flows.runs import broken_model
 from tests.flows.server import flow_runs, last_flow_run, task_runs
 from tests.stages.clips import write_clip
 
@@ -177,18 +177,6 @@ def test_an_input_error_comes_out_as_it_is_and_fails_the_flow_run(
     assert run.state.is_failed()
     states = [(each.name, each.state.name, each.run_count) for each in task_runs(run, 2)]
     assert states == [("decode", "Completed", 1), ("invert · frames 0–15", "Failed", 1)]
-
-
-def broken_model(model: Path, folder: Path) -> Path:
-    """A copy of a model with a NaN in the UNet's weights."""
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(model, folder)
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
-    tensors["conv_in.weight"][0, 0, 0, 0] = float("nan")
-    save_file(tensors, weights, metadata={"format": "pt"})
-    return folder
 
 
 def test_a_disk_that_fails_once_is_asked_again(

@@ -299,7 +299,14 @@ def test_every_editor_and_blend_names_another_edit(plan: Plans) -> None:
 
 
 def test_no_runtime_field_moves_a_key(plan: Plans, store: Store, tmp_path: Path) -> None:
-    others: dict[str, Any] = {"device": "cuda", "frames_per_pass": 3, "token_budget": 0, "precision": "bfloat16"}
+    others: dict[str, Any] = {
+        "device": "cuda",
+        "frames_per_pass": 3,
+        "token_budget": 0,
+        "precision": "bfloat16",
+        "runner": "dask",
+        "address": "tcp://127.0.0.1:9",
+    }
     others["allow_pickle"] = True
     assert set(others) == set(RuntimeConfig.model_fields)
     assert make_runtime(**others) != make_runtime()

@@ -1,4 +1,4 @@
-"""One run over workers that share nothing but the store: same keys, same bytes, nothing computed twice."""
+"""One run over two workers that share nothing but the store: what comes out is what one process gives, to the byte."""
 
 from __future__ import annotations
 
@@ -7,232 +7,233 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.clusters import cluster
 from flows.config import EditConfig, RuntimeConfig
 from flows.places import store_at
 from flows.plan import Plan
 from flows.run import run_edit
-from flows.spread import PartSession, _given, compute, task_runner
-from stages import decode_frames
 from stages.diffusion.checks import NonFiniteLatents
-from store.draft import Draft
 from store.errors import InputError
-from store.parts import adopt, folder_of
 from store.store import Store
-from tests.flows.server import free_port, last_flow_run, task_runs, wait_for
-from tests.flows.test_prefect import broken_model
+from tests.flows.runs import broken_model
+from tests.flows.server import free_port, last_flow_run, task_runs
 from tests.stages.clips import write_clip
 from tests.store.places import new_bucket, s3_server, use_s3
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytest.importorskip("prefect_dask", reason="tokenflow[dask] is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-FRAMES = 70  # five chunks of frames, two windows
-SEVERAL = {"invert": 5, "extract": 2, "match": 2, "edit": 1, "propagate": 2}  # parts of each stage in six steps
+
+
+@dataclass
+class Workers:
+    """A Dask scheduler and its workers, each a process with a working directory, a home and a cache of its own."""
+
+    folder: Path
+    address: str
+    scheduler: subprocess.Popen[bytes]
+    alive: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def add(self) -> None:
+        place = self.folder / f"worker-{len(list(self.folder.glob('worker-*')))}"
+        place.mkdir()
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "HOME": str(place), "XDG_CACHE_HOME": str(place / "cache"),
+            "PREFECT_HOME": str(place / "prefect"), "TOKENFLOW_TEST_LOG": str(self.folder / "log"),
+            "TOKENFLOW_TEST_KILL": str(self.folder / "kill"), "TOKENFLOW_TEST_SLOW": str(self.folder / "slow"),
+        }  # fmt: skip
+        environment.pop("PREFECT_API_URL", None)
+        command = [
+            sys.executable, "-m", "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-nanny",
+            "--no-dashboard", "--memory-limit", "0", "--preload", "tests.flows.watched_worker",
+        ]  # fmt: skip
+        with (place / "output").open("wb") as output:
+            self.alive.append(subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=output))
+
+    def two(self) -> Workers:
+        """With two workers alive, and nothing written down yet."""
+        self.alive = [worker for worker in self.alive if worker.poll() is None]
+        while len(self.alive) < 2:
+            self.add()
+        (self.folder / "log").unlink(missing_ok=True)
+        return self
+
+    def lines(self, verb: str) -> list[tuple[str, int, int]]:
+        """(stage, first of the part, process) of what was begun, or computed."""
+        log = self.folder / "log"
+        words = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+        return [(name, int(part), int(process)) for said, name, part, process in words if said == verb]
+
+    def computed(self) -> Counter[tuple[str, int]]:
+        return Counter((name, part) for name, part, _ in self.lines("computed"))
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """A scheduler at an address, an S3 server which those who work there know, and no worker yet."""
+    folder, port = tmp_path_factory.mktemp("workers"), free_port()
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
+    with (
+        pytest.MonkeyPatch.context() as patch, s3_server() as s3, (folder / "scheduler").open("wb") as output
+    ):  # fmt: skip
+        use_s3(s3, patch)
+        patch.setenv("SPREAD_S3", str(s3))
+        started = subprocess.Popen([*command, "--no-dashboard"], cwd=folder, stdout=output, stderr=output)
+        workers = Workers(folder, f"tcp://127.0.0.1:{port}", started)
+        try:
+            yield workers
+        finally:
+            for process in (*workers.alive, started):
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clip") / "ball.mp4", frames=FRAMES, width=32, height=32)
+    """Eighteen frames, which are two chunks of frames."""
+    return write_clip(tmp_path_factory.mktemp("clip") / "ball.mp4", frames=18, width=32, height=32)
 
 
-def plan(clip: Path, model: Path, store: Store, **runtime: Any) -> Plan:
-    config = EditConfig(video=clip, prompts=("a blue ball",), model=str(model), steps=6)
+def make_plan(clip: Path, model: Path, store: Store, *prompts: str, **runtime: Any) -> Plan:
+    """Six steps, which are two chunks of timesteps."""
+    config = EditConfig(video=clip, prompts=prompts or ("a blue ball",), model=str(model), steps=6)
     return Plan(config, RuntimeConfig(device="cpu", **runtime), store)
 
 
 @pytest.fixture(scope="module")
 def alone(clip: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Key → digest of what one process makes."""
+    """What one process makes of it: key → digest."""
     folder = tmp_path_factory.mktemp("alone")
-    run_edit(plan(clip, tiny_folder, Store(folder / "store")), folder / "o.mp4", "direct")
-    return digests(Store(folder / "store"))
+    store = Store(folder / "store")
+    run_edit(make_plan(clip, tiny_folder, store), folder / "out.mp4", "direct")
+    return digests(store)
 
 
 def digests(store: Store) -> dict[str, str]:
     return {record.hex: record.digest for record in store.records()}
 
 
-@contextmanager
-def workers(folder: Path, count: int = 2, **more: str) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """The address of a Dask scheduler, and workers each with a home, a cache and a working folder of its own."""
-    port = free_port()
-    address = f"tcp://127.0.0.1:{port}"
-    with ExitStack() as running:
-
-        def begin(name: str, *arguments: str) -> subprocess.Popen[bytes]:
-            home = folder / name
-            home.mkdir()
-            own = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "PYTHONPATH": str(ROOT), **more}
-            log = running.enter_context((home / "log").open("wb"))
-            process = subprocess.Popen(
-                [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]],
-                cwd=home, env={**os.environ, **own}, stdout=log, stderr=log,
-            )  # fmt: skip
-            running.callback(process.wait, 30)
-            running.callback(process.kill)
-            return process
-
-        begin("scheduler", "dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
-        begun = [
-            begin(
-                f"worker{k}",
-                "dask_worker",
-                address,
-                "--nthreads",
-                "1",
-                "--no-nanny",
-                "--no-dashboard",
-                "--name",
-                f"worker{k}",
-                "--death-timeout",
-                "60",
-                "--host",
-                "127.0.0.1",
-            )
-            for k in range(count)
-        ]
-        yield address, begun
+def spread(plan: Plan, out: Path) -> Any:
+    return run_edit(plan, out, "prefect")
 
 
-@pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_two_workers_make_the_same_bytes_and_no_part_twice(
-    api: str, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path, kind: str,
+EVERY_PART = Counter({
+    ("invert_frames", 0): 1, ("invert_frames", 16): 1, ("extract_tokens", 0): 1, ("extract_tokens", 5): 1,
+    ("match_tokens", 0): 1, ("match_tokens", 5): 1, ("edit_keyframes", 0): 1, ("propagate_tokens", 0): 1,
+})  # fmt: skip
+
+
+def test_two_workers_give_what_one_process_gives_and_compute_every_part_once(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    store = Store(tmp_path / "store")
+    plan = make_plan(clip, tiny_folder, store, runner="dask", address=workers.two().address)
+    result = spread(plan, tmp_path / "out.mp4")
+    assert digests(store) == alone
+    assert workers.computed() == EVERY_PART
+    assert len({process for _, _, process in workers.lines("computed")}) == 2
+    assert not any(use.hit for use in result.uses)
+    assert not list((tmp_path / "store").glob("parts/*")), "what was gathered is not kept twice"
+    assert not [path for path in (tmp_path / "store" / "drafts").iterdir() if path.suffix != ".lock"]
+    assert "Traceback" not in capfd.readouterr().err
+    runs = task_runs(last_flow_run(), 9)
+    assert sorted(each.name for each in runs) == sorted([
+        "decode", "invert · frames 0–15", "invert · frames 16–17", "extract · timesteps 0–4", "extract · timestep 5",
+        "match · timesteps 0–4", "match · timestep 5", "edit · 'a blue ball'",
+        "propagate · 'a blue ball' · frames 0–17",
+    ])  # fmt: skip
+    assert {each.state.name for each in runs} == {"Completed"}
+    assert {tag for each in runs for tag in each.tags} >= {"stage:invert_frames", "cpu"}
+    stage_of = {each.id: each.name.split(" · ")[0] for each in runs}
+    edges = {(stage_of[a.id], stage_of[each.id]) for each in runs for above in each.task_inputs.values() for a in above}
+    assert {("decode", "invert"), ("invert", "extract"), ("match", "edit"), ("edit", "propagate")} <= edges
+
+
+def test_tokens_that_are_not_kept_are_matched_where_they_are_extracted(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    run_edit(make_plan(clip, tiny_folder, here, token_budget=0), tmp_path / "here.mp4", "direct")
+    asked = {"token_budget": 0, "runner": "dask", "address": workers.two().address}
+    spread(make_plan(clip, tiny_folder, there, **asked), tmp_path / "there.mp4")
+    assert digests(there) == digests(here)
+    assert max(workers.computed().values()) == 1
+
+
+def test_a_shared_store_by_url_is_all_that_workers_share(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    with ExitStack() as stack:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        place = str(tmp_path / "store")
-        if kind == "s3":
-            port = stack.enter_context(s3_server())
-            use_s3(port, monkeypatch)
-            place = new_bucket(port)
-        address, _ = stack.enter_context(workers(tmp_path))
-        own = Path(shutil.copy(clip, tmp_path / "own.mp4"))
-        made = run_edit(
-            plan(own, tiny_folder, store_at(place), runner="dask", address=address), tmp_path / "o.mp4", "prefect"
-        )
-        assert digests(store_at(place)) == alone
-        assert not any(use.hit for use in made.uses)
-        runs = task_runs(last_flow_run(), 1 + sum(SEVERAL.values()))
-        verbs = Counter(run.name.split(" · ")[0] for run in runs)
-        assert verbs == {"decode": 1, **SEVERAL}
-        by = [run.state.message for run in runs[1:]]
-        assert all(said.startswith("by ") for said in by)
-        assert len(set(by)) == 2  # both had their share
-        assert not any("parts" in name for name in store_at(place).parts_place().list("parts"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = store_at(new_bucket(int(os.environ["SPREAD_S3"])))
+    plan = make_plan(clip, tiny_folder, store, runner="dask", address=workers.two().address)
+    spread(plan, tmp_path / "out.mp4")
+    assert digests(store) == alone
+    assert workers.computed() == EVERY_PART
+    assert not store.parts_place().list("parts")
 
 
-def test_a_worker_that_is_killed_midway_ends_no_run(
-    api: str, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
-) -> None:
-    with workers(tmp_path) as (address, processes):
-        store = Store(tmp_path / "store")
-
-        def kill_one() -> None:
-            wait_for(lambda: store.parts_place().list("parts"), "no part is published", 200)
-            processes[0].send_signal(signal.SIGKILL)
-
-        killer = threading.Thread(target=kill_one)
-        killer.start()
-        run_edit(plan(clip, tiny_folder, store, runner="dask", address=address), tmp_path / "o.mp4", "prefect")
-        killer.join()
-        assert processes[0].wait(10) == -signal.SIGKILL
-        assert digests(store) == alone
-
-
-def test_what_a_killed_run_had_gathered_and_what_lies_ready_is_not_computed_again(
-    clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
+def test_a_worker_that_is_killed_costs_its_part_and_nothing_else(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "store")
-    whole = plan(clip, tiny_folder, store)
-    with store.draft(whole.decode.key, whole.schema(whole.decode)) as draft:
-        draft.write(range(1), decode_frames.run(whole.decode.spec, range(1), video=clip))
-    given = _given(whole)
-    assert compute(given, whole.invert.key.hex, 1) is not None
-    assert compute(given, whole.invert.key.hex, 1) is None  # it lies ready
-    session = PartSession(whole)
-    assert session.part(whole.invert.key.hex, 1) is None
-    with store.draft(whole.invert.key, whole.schema(whole.invert)) as draft:
-        assert len(draft.missing()) == SEVERAL["invert"] - 1  # taken by whoever makes the artifact, in one process too
-        for number, part in enumerate(whole.schema(whole.invert).divided()):
-            if part in draft.missing():
-                compute(given, whole.invert.key.hex, number)
-        assert adopt(store.parts_place(), draft) == SEVERAL["invert"] - 1
-    assert digests(store)[whole.invert.key.hex] == alone[whole.invert.key.hex]
+    plan = make_plan(clip, tiny_folder, store, runner="dask", address=workers.two().address)
+    (workers.folder / "kill").write_text("40")  # in the middle of a part
+    spread(plan, tmp_path / "out.mp4")
+    assert sum(worker.poll() == -signal.SIGKILL for worker in workers.alive) == 1
+    assert digests(store) == alone
+    assert workers.computed() == EVERY_PART
+    begun = Counter((name, part) for name, part, _ in workers.lines("begin") if name != "source_pass")
+    assert sum(begun.values()) == sum(EVERY_PART.values()) + 1
 
 
-def test_a_part_that_rotted_or_is_of_another_promise_is_done_again(
-    clip: Path, tiny_folder: Path, tmp_path: Path
+def test_a_workers_error_comes_out_as_it_would_here(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    store = Store(tmp_path / "store")
-    whole = plan(clip, tiny_folder, store)
-    with store.draft(whole.decode.key, whole.schema(whole.decode)) as draft:
-        draft.write(range(1), decode_frames.run(whole.decode.spec, range(1), video=clip))
-    for number in range(3):
-        compute(_given(whole), whole.invert.key.hex, number)
-    place, folder = store.parts_place(), folder_of(whole.invert.key)
-    chunk = next(name for name in place.list(f"{folder}/0") if "latents/c" in name)
-    (store.root / chunk).write_bytes(b"\0" * (store.root / chunk).stat().st_size)
-    marker = store.root / folder / "1.json"
-    marker.write_text(marker.read_text().replace('"schema_hash":"', '"schema_hash":"0'))
-    draft = Draft(store.layout, whole.invert.key, whole.schema(whole.invert))
-    draft.open()
-    assert adopt(place, draft) == 1
-    assert {f"{folder}/{n}.json" for n in range(3)} & set(place.list(folder)) == {f"{folder}/2.json"}
-
-
-def test_a_workers_error_comes_out_as_it_would_here(api: str, clip: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    asked = {"runner": "dask", "address": workers.two().address}
     model = broken_model(tiny_folder, tmp_path / "model")
-    with workers(tmp_path, 1) as (address, _):
-        with pytest.raises(NonFiniteLatents, match=r"frame \d+.*on the worker") as caught:
-            run_edit(
-                plan(clip, model, Store(tmp_path / "store"), runner="dask", address=address), tmp_path / "o.mp4",
-                "prefect",
-            )  # fmt: skip
-        assert caught.value.frame is not None
-        elsewhere = plan(clip, tiny_folder, Store(tmp_path / "store2"), runner="dask", address=address)
-        moved = tiny_folder.rename(tiny_folder.with_name("moved"))  # after the plan: the worker has no such model
-        try:
-            with pytest.raises(InputError, match="on the worker"):
-                run_edit(elsewhere, tmp_path / "o.mp4", "prefect")
-        finally:
-            moved.rename(tiny_folder)
-    run = last_flow_run()
-    assert run.state.is_failed()
-
-
-def test_a_runner_without_prefect_or_without_its_package_is_refused(
-    clip: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spread = plan(clip, tiny_folder, Store(tmp_path / "store"), runner="dask")
-    with pytest.raises(InputError, match=r"--runner dask.*--engine direct"):
-        run_edit(spread, tmp_path / "o.mp4", "direct")
-    monkeypatch.setitem(sys.modules, "prefect_dask", None)
-    with pytest.raises(InputError, match=r"pip install 'tokenflow\[dask\]'"):
-        task_runner(spread.runtime)
+    with pytest.raises(NonFiniteLatents, match=r"on the worker .*frame \d+") as caught:
+        spread(make_plan(clip, model, Store(tmp_path / "store"), **asked), tmp_path / "out.mp4")
+    assert caught.value.frame is not None
+    shutil.copytree(tiny_folder, tmp_path / "lent")
+    plan = make_plan(clip, tmp_path / "lent", Store(tmp_path / "other"), **asked)
+    shutil.rmtree(tmp_path / "lent")  # after the plan: the workers have no such model
+    with pytest.raises(InputError, match="on the worker"):
+        spread(plan, tmp_path / "out.mp4")
+    assert last_flow_run().state.is_failed()
 
 
 def test_over_ray_the_bytes_are_the_same(
     api: str, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
 ) -> None:
+    ray = pytest.importorskip("ray")
     pytest.importorskip("prefect_ray")
-    import ray
-
+    own = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env=own, log_to_driver=False)
     store = Store(tmp_path / "store")
-    ray.init(
-        num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, log_to_driver=False
-    )
     try:
-        run_edit(plan(clip, tiny_folder, store, runner="ray"), tmp_path / "o.mp4", "prefect")
+        spread(make_plan(clip, tiny_folder, store, runner="ray"), tmp_path / "out.mp4")
     finally:
         ray.shutdown()
     assert digests(store) == alone
+
+
+def test_a_runner_without_prefect_or_without_its_package_is_refused(
+    clip: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(clip, tiny_folder, Store(tmp_path / "store"), runner="dask")
+    with pytest.raises(InputError, match=r"--runner dask.*--engine direct"):
+        run_edit(plan, tmp_path / "out.mp4", "direct")
+    monkeypatch.setitem(sys.modules, "prefect_dask", None)
+    with pytest.raises(InputError, match=r"pip install 'tokenflow\[dask\]'"), cluster(plan.runtime):
+        pass
