@@ -160,7 +160,7 @@ _failed: dict[str, BaseException] = {}  # id of a task run → its last error
 
 
 def _try_again(_task: Any, run: Any, state: State[Any]) -> bool:
-    return may_pass(_failed.pop(str(run.id), None))
+    return may_pass(_failed.pop(str(run.id), None), run.run_count)
 
 
 @task(
