@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from stages.diffusion.choices import Blend, Solver
 from store.errors import InputError
 from store.guard import CONTROLS
 from store.schemas import Frozen
+
+from .presets import PRESETS
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -24,7 +26,11 @@ UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 MOST_PROMPTS = 100  # of one run: each is an edit of the whole video
 
-Prompt = Annotated[str, Field(pattern=r"\S", max_length=2000)]
+FORM_BEGINS = ("video", "prompts", "model", "preset", "source_prompt", "size", "frames", "editor", "guidance_scale",
+               "negative_prompt")  # fmt: skip
+OF_PRESETS = frozenset(option for options in PRESETS.values() for option in options)
+
+Prompt = Annotated[str, Field(min_length=1, pattern=r"\S", max_length=2000)]
 
 
 def editor_names(schema: dict[str, Any]) -> None:
@@ -34,8 +40,39 @@ def editor_names(schema: dict[str, Any]) -> None:
     schema["enum"] = editors.names()
 
 
+def plain_fields(schema: dict[str, Any]) -> None:
+    """Have a form show what may be left out as an empty field: of "a text or null" it makes two tabs.
+
+    Null stays allowed, as Prefect takes it for every field that is not required and has no default.
+    """
+    for field in schema["properties"].values():
+        kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+        if len(kinds) == 1 and len(field["anyOf"]) == 2:
+            del field["anyOf"]
+            field |= kinds[0]
+            if field.get("default", 0) is None:
+                del field["default"]
+
+
+def _edit_form(schema: dict[str, Any]) -> None:
+    """What most people need comes first; what a preset decides is empty, since a form sends what it shows."""
+    plain_fields(schema)
+    fields = schema["properties"]
+    fields["preset"] = {
+        "title": "Preset", "type": "string", "enum": [*PRESETS], "default": "balanced",
+        "description": "fast: less guidance, deep features at every second step; best: more places for keyframes",
+    }  # fmt: skip
+    for name in OF_PRESETS:
+        fields[name]["description"] += "; as the preset has it without it"
+        del fields[name]["default"]
+    order = [*FORM_BEGINS, *(name for name in fields if name not in FORM_BEGINS)]
+    schema["properties"] = {name: fields[name] for name in order}
+
+
 class EditConfig(Frozen):
     """One video, one or more prompts, one model, and how the edit is made."""
+
+    model_config = ConfigDict(json_schema_extra=_edit_form)
 
     video: Path = Field(title="Video", description="a video file, as the machine that computes sees it")
     prompts: tuple[Prompt, ...] = Field(
@@ -47,11 +84,11 @@ class EditConfig(Frozen):
     )
     source_prompt: str = Field("", title="Source prompt", description="what the video shows; may be empty")
     frames: str | None = Field(
-        None, title="Frames", description="START:STOP or START:STOP:STEP; all without it",
+        None, title="Frames", description="START:STOP or START:STOP:STEP, such as 0:40; all without it",
         json_schema_extra={"pattern": r"^\d+:\d+(:\d+)?$", "examples": ["0:40"]},
     )  # fmt: skip
     size: str | None = Field(
-        None, title="Size", description="WIDTHxHEIGHT in pixels; as large as the source without it",
+        None, title="Size", description="WIDTHxHEIGHT in pixels, such as 512x512; as large as the source without it",
         json_schema_extra={"pattern": r"^\d+x\d+$", "examples": ["512x512"]},
     )  # fmt: skip
     steps: int = Field(50, title="Steps", description="denoising steps of the edit", ge=1, le=1000)
@@ -90,6 +127,19 @@ class EditConfig(Frozen):
     )
     blend: Blend = Field("linear", title="Blend", description="how two keyframes are mixed")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        """A mapping, as a form gives it, may name a preset, whose options it takes where it has none of its own."""
+        if not isinstance(given, dict):
+            return given
+        left_out = {name for name in OF_PRESETS if given.get(name, 0) is None}
+        options = {name: value for name, value in given.items() if name != "preset" and name not in left_out}
+        name = given.get("preset") or "balanced"
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}; have {', '.join(PRESETS)}")
+        return PRESETS[name] | options
+
     @model_validator(mode="after")
     def _guidance_in_order(self) -> EditConfig:
         if self.guidance_start > self.guidance_stop:
@@ -99,6 +149,8 @@ class EditConfig(Frozen):
 
 class RuntimeConfig(Frozen):
     """Where it runs, how much at once, and what is kept."""
+
+    model_config = ConfigDict(json_schema_extra=plain_fields)
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", title="Device", description="auto: a GPU where there is one")
     frames_per_pass: int | None = Field(
@@ -160,12 +212,17 @@ def make_config(**given: Any) -> EditConfig:
     for prompt in given["prompts"]:
         if not prompt.strip():
             raise InputError("--prompt is empty; say what the edit shows")
-    for prompt in (*given["prompts"], given.get("source_prompt", ""), given.get("negative_prompt", "")):
+    check_texts(*given["prompts"], given.get("source_prompt", ""), given.get("negative_prompt", ""))
+    return _checked(EditConfig, given)
+
+
+def check_texts(*prompts: str) -> None:
+    """InputError where a prompt holds what no record can: it could be written, and never be read again."""
+    for prompt in prompts:
         if not _is_unicode(prompt):
             raise InputError(f"the prompt {prompt!r} is not valid UTF-8; check the terminal's encoding")
         if CONTROLS.search(prompt):
             raise InputError(f"the prompt {prompt!r} holds control characters; say it in plain text")
-    return _checked(EditConfig, given)
 
 
 def make_runtime(**given: Any) -> RuntimeConfig:

@@ -5,27 +5,33 @@ Flow and deployment have one name: `edit-video/edit-video`. `store` is the worke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prefect import State, flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 
 from flows.config import EditConfig, RuntimeConfig
 from flows.deployments import refresh_cached_videos
-from flows.edit_flow import edit_video, walked
+from flows.edit_flow import edit_video, elsewhere, walked
 from flows.forms import CachedEdit, Collection, PrepareConfig, Setting, Sweep
 from flows.places import store_at
 from flows.plan import Plan
 from flows.presets import with_preset
+from flows.runtime import model_kept
 from flows.summary import run_name
 from flows.upkeep import collected, collection_lines
-from flows.videos import choose_preparation
+from flows.videos import choose_preparation, file_of
+from store.collect import Collection as Gone
 from store.errors import InputError, TokenflowError
+from store.layout import human_bytes
 
 __all__ = ["collect_garbage", "edit_cached", "edit_video", "prepare_video", "sweep"]
+
+MOST_EDITS = 1000  # of one sweep
 
 _RUNTIME = RuntimeConfig()
 
@@ -46,6 +52,9 @@ def prepare_video(
         store: folder or URL of the store; the worker's own without it
         runtime: how it is done; changes no result
     """
+
+    if (spread := elsewhere(prepare_video, runtime)) is not None:
+        return spread(config, store, runtime, return_state=True)
 
     def plan() -> Plan:
         asked = EditConfig(prompts=("-",), **config.model_dump()).model_copy(update={"prompts": ()})
@@ -70,6 +79,8 @@ def edit_cached(
         store: folder or URL of the store; the worker's own without it
         runtime: how it is done; changes no result
     """
+    if (spread := elsewhere(edit_cached, runtime)) is not None:
+        return spread(edit, store, runtime, return_state=True)
     return walked(lambda: cached_plan(edit, store, runtime))
 
 
@@ -82,6 +93,7 @@ def cached_plan(edit: CachedEdit, store: str | None, runtime: RuntimeConfig) -> 
     found = choose_preparation(opened, edit.video)
     own = {"editor": edit.editor, "editor_settings": edit.editor_settings, "negative_prompt": edit.negative_prompt}
     asked = with_preset(edit.preset, {**found.config, **own, "guidance_scale": edit.guidance_scale or None})
+    asked["video"] = file_of(opened, found.video.key) or asked["video"]
     plan = Plan(EditConfig(prompts=edit.prompts, **asked), runtime, opened, found.video)
     if plan.match.key.hex != found.key:
         raise InputError(
@@ -106,25 +118,49 @@ def sweep(sweep: Sweep, store: str | None = None, runtime: RuntimeConfig = _RUNT
         store: folder or URL of the store; the worker's own without it
         runtime: how it is done; changes no result
     """
-    failed, done = [], 0
-    for config in _edits(sweep):  # all of a video after one another: the first prepares it for the rest
-        done += 1
-        state: Any = edit_video(config, store, runtime, return_state=True)
-        if state.is_cancelled():
-            return state
-        if not state.is_completed():
-            failed.append(f"{config.video.name}, {config.editor}: {' '.join(str(state.message).split())[:200]}")
-    if failed:
-        return Failed(message=f"{len(failed)} of {done} runs failed: " + "; ".join(failed))
-    return Completed(message=f"{done} runs")
+    edits = list(_edits(sweep))
+    if len(edits) > MOST_EDITS:
+        return Failed(message=f"a sweep of {len(edits)} edits; one may have {MOST_EDITS}: make several of it")
+    rows: list[dict[str, Any]] = []
+    with model_kept():
+        for config, setting in edits:  # all of a video after one another: the first prepares it for the rest
+            state: State[Any] = edit_video(config, store, runtime, return_state=True)
+            rows.append(_outcome(config, setting, state))
+            if state.is_cancelled():
+                break
+    create_table_artifact(rows, key="tokenflow-sweep", description=f"What became of {len(edits)} edits")
+    return _swept(rows, len(edits))
 
 
-def _edits(sweep: Sweep) -> Iterator[EditConfig]:
-    """One run per video and setting, with all prompts."""
-    shared = sweep.model_dump(include={"model", "source_prompt", "size", "steps"})
-    for video in sweep.videos:
-        for setting in sweep.settings:
-            yield EditConfig(video=video, prompts=sweep.prompts, **_options(setting, shared))
+def _edits(sweep: Sweep) -> Iterator[tuple[EditConfig, int]]:
+    """One run per edit, so that one which fails takes no other with it; and the number of its setting, from 1."""
+    shared = sweep.model_dump(include={"model", "source_prompt", "frames", "size", "steps"})
+    for video in dict.fromkeys(sweep.videos):
+        for number, setting in enumerate(sweep.settings, 1):
+            for prompt in dict.fromkeys(sweep.prompts):
+                yield EditConfig(video=video, prompts=(prompt,), **_options(setting, shared)), number
+
+
+def _outcome(config: EditConfig, setting: int, state: State[Any]) -> dict[str, Any]:
+    """A row of the table: which edit, how it ended, and its key or why it has none."""
+    said = state.result(raise_on_failure=False) if state.is_completed() else state.message
+    came = said[0][:12] if isinstance(said, list) else " ".join(str(said).split())[:300]
+    return {
+        "video": config.video.name, "prompt": config.prompts[0], "setting": setting, "editor": config.editor,
+        "state": state.name, "key, or why": came,
+    }  # fmt: skip
+
+
+def _swept(rows: Sequence[Mapping[str, Any]], wanted: int) -> State[None]:
+    """How the whole ended: what failed is named."""
+    if rows and rows[-1]["state"] == "Cancelled":
+        return Cancelled(message=f"cancelled at edit {len(rows)} of {wanted}; what was finished is kept")
+    failed = [row for row in rows if row["state"] != "Completed"]
+    if not failed:
+        return Completed(message=f"{wanted} edits")
+    named = [f"{row['video']}, {row['prompt']!r}, setting {row['setting']}: {row['key, or why']}" for row in failed]
+    more = f"; and {len(named) - 5} more, in the table of this run" if len(named) > 5 else ""
+    return Failed(message=f"{len(failed)} of {wanted} edits failed: {'; '.join(named[:5])}{more}")
 
 
 def _options(setting: Setting, shared: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +170,8 @@ def _options(setting: Setting, shared: dict[str, Any]) -> dict[str, Any]:
 
 def _collection_name() -> str:
     asked = Collection.model_validate(flow_run.parameters.get("collection") or {})
-    limits = [text for text in (asked.max_size, asked.older_than and f"older than {asked.older_than}") if text]
+    age = asked.older_than.strip() and f"older than {asked.older_than}"
+    limits = [re.sub(r"(?<=\d)\s*(?=[A-Za-z])", " ", text.strip()) for text in (asked.max_size, age) if text.strip()]
     return " · ".join(["gc", *(limits or ["what nobody can use"]), *(["dry run"] if asked.dry_run else [])])
 
 
@@ -146,16 +183,38 @@ def collect_garbage(collection: Collection = Collection(), store: str | None = N
         collection: what may leave
         store: folder or URL of the store; the worker's own without it
     """
+    log = get_run_logger()
     try:
         gone = collected(
             store_at(store), collection.max_size or None, collection.older_than or None, collection.keep_edits,
             collection.dry_run,
         )  # fmt: skip
     except TokenflowError as error:
-        return Failed(message=str(error))
+        log.error(" ".join(str(error).split()))
+        return Failed(message=" ".join(str(error).split()))
     lines = [line.strip() for line in collection_lines(gone)]
     for line in lines:
-        get_run_logger().info(line)
-    create_markdown_artifact("\n".join(f"- {line}" for line in lines), key="tokenflow-gc", description="What left")
+        log.info(line)
+    create_table_artifact(_gone(gone), key="tokenflow-gc", description="\n\n".join(lines[-3:]))
     refresh_cached_videos(store)
-    return Completed(message=lines[-1])
+    return Completed(message=_freed(gone))
+
+
+def _gone(collection: Gone) -> list[dict[str, Any]]:
+    """What left, or would leave: a row each."""
+    artifacts = [
+        {
+            "artifact": ", ".join(f"{stage}/{key[:12]}" for stage, key in zip(each.stages, each.keys, strict=True)),
+            "size": human_bytes(each.bytes),
+            "last used": each.used[:16].replace("T", " "),
+        }
+        for each in collection.removed
+    ]
+    orphans = [(f"object {each.digest[:12]} of no record", each.bytes) for each in collection.orphans]
+    rest = orphans + [(each.name, each.bytes) for each in collection.leftovers]
+    return artifacts + [{"artifact": name, "size": human_bytes(size), "last used": ""} for name, size in rest]
+
+
+def _freed(collection: Gone) -> str:
+    verb = "would free" if collection.dry_run else "freed"
+    return f"{verb} {human_bytes(collection.freed)}; {human_bytes(collection.left)} of objects left"

@@ -21,36 +21,58 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
+from flows.forms import titled
 from flows.places import store_at
 from flows.videos import preparations
 from store.errors import InputError
+from store.store import Store
 
 MOST_OFFERED = 200  # videos in the drop-down
+KEY = r"^(blake3:)?[0-9a-f]{4,64}$"
+STORE = "store"  # in the schema of the drop-down: where what it offers lies
 
 
 def refresh_cached_videos(store: str | None) -> None:
-    """Have the form of edit-cached offer what the store has prepared; a server that cannot do so does without."""
+    """Have the form of edit-cached offer what the store has prepared, where it is the store that the form is about.
+
+    A server that cannot do so does without.
+    """
     with suppress(Exception), get_client(sync_client=True) as client:
-        offer_cached_videos(client, [each.label for each in preparations(store_at(store))])
+        opened = store_at(store)
+        deployment = client.read_deployment_by_name("edit-cached/edit-cached")
+        if _video_field(deployment.parameter_openapi_schema or {}).get(STORE) in (None, opened.place):
+            offer_cached_videos(client, opened)
 
 
-def offer_cached_videos(client: Any, labels: list[str]) -> None:
-    """Put `labels` into the drop-down; without any the field takes free text."""
+def offer_cached_videos(client: Any, store: Store) -> None:
+    """Put what the store has prepared into the drop-down."""
     try:
         deployment = client.read_deployment_by_name("edit-cached/edit-cached")
     except ObjectNotFound:
         return
     schema = deepcopy(deployment.parameter_openapi_schema)
-    with_labels(schema, labels)
+    with_labels(schema, [each.label for each in preparations(store)], store.place)
     client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
 
-def with_labels(schema: dict[str, Any], labels: list[str]) -> None:
-    """Change the schema of edit-cached's parameters so that `video` is one of `labels`."""
-    field = schema["definitions"]["CachedEdit"]["properties"]["video"]
-    field.pop("enum", None)
-    if labels:
-        field |= {"enum": labels[:MOST_OFFERED], "description": "one that the store has prepared"}
+def with_labels(schema: dict[str, Any], labels: list[str], place: str) -> None:
+    """Change the schema of edit-cached's parameters so that `video` is one of `labels`, or a key; without any, a key.
+
+    place   of the store that has prepared them
+    """
+    field = _video_field(schema)
+    for name in ("type", "minLength", "anyOf", "pattern"):
+        field.pop(name, None)
+    key = {"title": "Key", "type": "string", "pattern": KEY}
+    offered = {"title": field["title"], "type": "string", "enum": labels[:MOST_OFFERED]}
+    field |= {"anyOf": [offered, key]} if labels else key | {"title": field["title"]}
+    have = "one of those that are prepared" if labels else "none is prepared yet, run prepare-video first"
+    field |= {STORE: place, "description": f"{have} in {place}, or the first digits of a video's key"}
+
+
+def _video_field(schema: dict[str, Any]) -> dict[str, Any]:
+    field: dict[str, Any] = schema["definitions"]["CachedEdit"]["properties"]["video"]
+    return field
 
 
 # registering
@@ -78,7 +100,7 @@ def deploy(pool: str, pool_type: str = "process", store: str | None = None) -> l
     with get_client(sync_client=True) as client:
         make_pool(client, pool, pool_type)
         names = [registered(each, pool) for each in described()]
-        offer_cached_videos(client, [each.label for each in preparations(store_at(store))])
+        offer_cached_videos(client, store_at(store))
     notice_dead_runs()
     return names
 
@@ -119,7 +141,11 @@ def registered(given: dict[str, Any], pool: str) -> str:
         concurrency_limit=ConcurrencyLimitConfig(**limit) if limit else None,
     )  # fmt: skip
     deployment.entrypoint = given["entrypoint"]
-    deployment.apply()
+    made = deployment.apply()
+    schema = flow.parameters.model_dump()
+    titled(schema)
+    with get_client(sync_client=True) as client:
+        client.update_deployment(made, DeploymentUpdate(parameter_openapi_schema=schema))
     return f"{flow.name}/{given['name']}"
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from prefect import Flow, State, flow, get_run_logger
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.cancelling import cancellable, heard_in_background
-from flows.config import EditConfig, RuntimeConfig
+from flows.config import EditConfig, RuntimeConfig, check_texts
 from flows.deployments import refresh_cached_videos
 from flows.engine import EngineError, T
 from flows.pages import add_tags, place_for_clip, publish, publish_end
@@ -65,6 +67,14 @@ def spread_out(flow: Flow[..., Any], runtime: RuntimeConfig) -> Flow[..., Any]:
     return flow.with_options(task_runner=task_runner(runtime))
 
 
+def elsewhere(flow: Flow[..., Any], runtime: RuntimeConfig) -> Any:
+    """What a served flow calls in its place, where its parts are to be done by other workers than its own."""
+    context = FlowRunContext.get()
+    if runtime.runner == "here" or context is None or not isinstance(context.task_runner, ThreadPoolTaskRunner):
+        return None
+    return spread_out(flow, runtime)
+
+
 def _is_prefects(error: BaseException) -> bool:
     """Whether an error that came out of the flow is about the server or Prefect, not about the work."""
     return type(error).__module__.partition(".")[0] in ("prefect", "httpx", "httpcore", "websockets")
@@ -91,6 +101,8 @@ def edit_video(
         runtime: how it is done; changes no result
         output: the clip to write, numbered where there are several prompts; none without it
     """
+    if (spread := elsewhere(edit_video, runtime)) is not None:
+        return spread(config, store, runtime, output, return_state=True)
     return walked(lambda: Plan(config, runtime, store_at(store)), output)
 
 
@@ -114,7 +126,9 @@ def walked(
     try:
         with heard_in_background(), cancellable(), store_heard():
             if walk is None:
-                return _served(make_plan(), output, name, sessions)
+                plan = make_plan()
+                check_texts(*plan.config.prompts, plan.config.source_prompt, plan.config.negative_prompt)
+                return _served(plan, output, name, sessions)
             _do(walk)
             publish(walk.session)
             return Completed(message=f"{sum(not use.hit for use in walk.session.used())} artifacts computed")
@@ -155,8 +169,6 @@ def _served(plan: Plan, output: Path | None, name: FlowName, sessions: list[Sess
         target = output or place_for_clip(str(flow_run.id))
         result = edited(plan, clip_files(plan, target) if target else [], walker)
     publish(sessions[-1], result)
-    if any(not use.hit for use in result.uses if use.node.stage == "match_tokens"):
-        refresh_cached_videos(plan.store.place)
     for note in [*plan.notes, *result.notes]:
         get_run_logger().warning(note)
     wanted = [pair[0 if name == "preview-video" else 1] for pair in plan.edits] or [plan.match]
@@ -180,3 +192,5 @@ def _do(walk: Walk) -> None:
         for node in session.plan.nodes:  # in DAG order, so that what was found has its edges
             session.find(node)
         walk.value = walk.work(session)
+    if any(not use.hit for use in session.used() if use.node.stage == "match_tokens"):
+        refresh_cached_videos(session.store.place)

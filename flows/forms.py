@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, create_model
+from pydantic import ConfigDict, Field, JsonValue, create_model
 
 from store.schemas import Frozen
 
-from .config import MOST_PROMPTS, EditConfig, Prompt, editor_names
+from .config import MOST_PROMPTS, EditConfig, Prompt, editor_names, plain_fields
 from .presets import Preset
 
 PREPARING = (
@@ -20,9 +20,15 @@ PREPARING = (
 _FIELDS: dict[str, Any] = {
     name: (EditConfig.model_fields[name].annotation, EditConfig.model_fields[name]) for name in PREPARING
 }
+
+
+class _Form(Frozen):
+    model_config = ConfigDict(json_schema_extra=plain_fields)
+
+
 PrepareConfig: Any = create_model(
     "PrepareConfig",
-    __base__=Frozen,
+    __base__=_Form,
     __doc__="A video, a model, and all that its first four stages depend on.",
     **_FIELDS,
 )
@@ -61,7 +67,7 @@ class Setting(Frozen):
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings")
 
 
-class Sweep(Frozen):
+class Sweep(_Form):
     """Every video with every prompt in every setting; what they share is computed once."""
 
     videos: tuple[Annotated[Path, Field(title="Video")], ...] = Field(
@@ -75,6 +81,7 @@ class Sweep(Frozen):
     )
     model: str = EditConfig.model_fields["model"]  # type: ignore[assignment]
     source_prompt: str = EditConfig.model_fields["source_prompt"]  # type: ignore[assignment]
+    frames: str | None = EditConfig.model_fields["frames"]  # type: ignore[assignment]
     size: str | None = EditConfig.model_fields["size"]  # type: ignore[assignment]
     steps: int = EditConfig.model_fields["steps"]  # type: ignore[assignment]
 
@@ -92,3 +99,14 @@ class Collection(Frozen):
     )  # fmt: skip
     keep_edits: bool = Field(True, title="Keep edits", description="whatever their age")
     dry_run: bool = Field(False, title="Only say", description="what would be removed, and remove nothing")
+
+
+TITLES = {"config": "Edit", "edit": "Edit", "store": "Store", "runtime": "Runtime", "output": "Output",
+          "sweep": "Sweep", "collection": "What may leave"}  # fmt: skip
+
+
+def titled(schema: dict[str, Any]) -> None:
+    """Give the schema of a flow's parameters what a form shows, where Prefect puts the bare names and two tabs."""
+    plain_fields(schema)
+    for name, field in schema["properties"].items():
+        field["title"] = TITLES.get(name, name.capitalize())

@@ -127,8 +127,9 @@ class Plan:
 
     @property
     def source(self) -> Path | None:
-        """The video's file; None where it is not on this machine."""
-        return self.config.video if self.config.video.is_file() else None
+        """The video's file; None where it is not on this machine, or another one lies in its place."""
+        file = self.config.video
+        return file if file.is_file() and f"blake3:{self.store.file_hash(file)}" == self.video_key else None
 
     @property
     def nodes(self) -> list[Node]:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
 from stages.diffusion.heaps import share_heaps
 from store.errors import InputError
 
 from .plan import Plan
+
+_kept: ContextVar[dict[tuple[str, Runtime], StableDiffusion]] = ContextVar("_kept")
+
+
+@contextmanager
+def model_kept() -> Iterator[None]:
+    """Within the block the model that was loaded last serves every run that wants the same, in the same way."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def load_backbone(plan: Plan) -> StableDiffusion:
@@ -14,7 +30,12 @@ def load_backbone(plan: Plan) -> StableDiffusion:
     check_device(plan)
     share_heaps()
     asked = plan.runtime
-    return load(plan.model.load_from, Runtime(plan.device, asked.frames_per_pass, asked.precision, asked.allow_pickle))
+    runtime = Runtime(plan.device, asked.frames_per_pass, asked.precision, asked.allow_pickle)
+    kept, wanted = _kept.get({}), (plan.model.key, runtime)
+    if wanted not in kept:
+        kept.clear()  # before another is loaded: a GPU may not hold two
+        kept[wanted] = load(plan.model.load_from, runtime)
+    return kept[wanted]
 
 
 def check_device(plan: Plan) -> None:

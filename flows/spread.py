@@ -82,7 +82,7 @@ class SpreadEngine(PrefectEngine):
         with _on_gpu(self.plan):
             for part in parts:
                 title = part_title(node, dim, part)
-                named = spread_part.with_options(name=node.stage, task_run_name=title, tags=self._tags(node))
+                named: Any = spread_part.with_options(name=node.stage, task_run_name=title, tags=self._tags(node))
                 future = named.submit(given, node.key.hex, numbers.index(part), wait_for=upstream)
                 futures[future] = part
         try:
@@ -94,6 +94,7 @@ class SpreadEngine(PrefectEngine):
             raise
 
     def _gather(self, node: Node, future: Any, part: range) -> None:
+        future.wait()  # what it knows of its end it learns here
         state: State[Any] = future.state
         if not state.is_completed():
             raise _error_of(state)
@@ -107,11 +108,17 @@ class SpreadEngine(PrefectEngine):
 
 
 def _given(plan: Plan) -> dict[str, Any]:
-    """All that a worker has to know; small, and plain JSON."""
+    """All that a worker has to know; small, and plain JSON. The last bits of a sum depend on the number of threads."""
+    import torch
+
+    video = KnownVideo(key=plan.video_key, info=plan.video)
     return {
-        "config": plan.config.model_dump(mode="json"), "runtime": plan.runtime.model_dump(mode="json"),
-        "store": plan.store.place, "video": KnownVideo(key=plan.video_key, info=plan.video).model_dump(mode="json"),
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "config": plan.config.model_dump(mode="json"),
+        "runtime": plan.runtime.model_dump(mode="json"),
+        "store": plan.store.place,
+        "video": video.model_dump(mode="json"),
+    }
 
 
 def _on_gpu(plan: Plan) -> AbstractContextManager[Any]:
@@ -129,7 +136,8 @@ def _on_gpu(plan: Plan) -> AbstractContextManager[Any]:
 
 def _error_of(state: State[Any]) -> Exception:
     """What a worker's task run ended with, as it would have been raised here."""
-    said = state.data if isinstance(state.data, dict) else {}
+    data: Any = state.result(raise_on_failure=False)
+    said: dict[str, Any] = data if isinstance(data, dict) else {}
     kind = ERRORS.get(str(said.get("kind")))
     if kind is None:
         return EngineError(
@@ -166,15 +174,15 @@ class PartSession(Session):
         """Nothing is committed here."""
         return None
 
-    def part(self, key: str, number: int) -> dict[str, Any]:
-        """Compute a part, unless it is there; returns which prompts the model does not read to their end."""
+    def part(self, key: str, number: int) -> dict[str, Any] | None:
+        """Compute a part; returns which prompts the model does not read to their end, None where it was there."""
         node = next(node for node in self.plan.nodes if node.key.hex == key)
         fused = node is self.plan.extract and not self.plan.keeps_tokens  # matching comes with it
         wanted = [node, self.plan.match] if fused else [node]
         missing = [each for each in wanted if not self.store.find(each.key)]
         place = self.store.parts_place()
         if all(is_published(place, each.key, self.plan.schema(each), number) for each in missing):
-            return {}
+            return None
         self.number, self.said = number, {}
         self._step(node)()
         return self.said
@@ -201,9 +209,13 @@ _here, _one_at_a_time = _Here(), threading.Lock()
 _failed: dict[str, BaseException] = {}  # id of a task run → its last error
 
 
-def compute(given: dict[str, Any], key: str, number: int) -> dict[str, Any]:
-    """One part, on this worker."""
+def compute(given: dict[str, Any], key: str, number: int) -> dict[str, Any] | None:
+    """One part, on this worker; see `PartSession.part`."""
+    import torch
+
     with _one_at_a_time:
+        if torch.get_num_threads() != given["threads"]:
+            torch.set_num_threads(given["threads"])
         if _here.given != given or _here.session is None:
             config, runtime = EditConfig.model_validate(given["config"]), RuntimeConfig.model_validate(given["runtime"])
             plan = Plan(config, runtime, store_at(given["store"]), KnownVideo.model_validate(given["video"]))
@@ -231,7 +243,9 @@ def spread_part(given: dict[str, Any], key: str, number: int) -> State[Any]:
     context = TaskRunContext.get()
     run = str(context.task_run.id) if context else ""
     try:
-        return Completed(message=f"by {socket.gethostname()}, process {os.getpid()}", data=compute(given, key, number))
+        cut = compute(given, key, number)
+        who = f"by {socket.gethostname()}, process {os.getpid()}"
+        return Completed(message="it was there already" if cut is None else who, data=cut or {})
     except Exception as error:
         _failed[run] = error
         if not isinstance(error, TokenflowError):

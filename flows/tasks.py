@@ -24,6 +24,7 @@ from store.draft import Draft
 from store.schemas import Block, Blocks
 
 from .plan import Node, Plan
+from .sidecar import model_place
 
 Run = Callable[..., Blocks]
 """(part, role=artifact, …) → blocks: a stage's `run` with everything but its inputs filled in."""
@@ -369,6 +370,7 @@ class Session:
             "video": self.plan.config.video.name,
             **({"described": self.plan.video.model_dump(mode="json")} if node is self.plan.decode else {}),
             "model": self.plan.config.model,
+            "model_place": model_place(self.plan),
             "prompt": node.prompt,
             "cut": cut,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,16 @@ def choose_preparation(store: Store, wanted: str) -> Preparation:
     raise InputError(f"{wanted!r} {fault} of {store.place}; have {have}")
 
 
+def file_of(store: Store, key: str) -> Path | None:
+    """Where the video of this key lies on this machine, as far as the store's runs know; its sound is wanted."""
+    for run in store.runs():
+        with suppress(KeyError, TypeError, OSError):
+            file = Path(run["config"]["video"])
+            if run["video"] == key and file.is_file() and f"blake3:{store.file_hash(file)}" == key:
+                return file
+    return None
+
+
 def _is_meant(preparation: Preparation, digits: str) -> bool:
     keys = (preparation.key, preparation.video.key.removeprefix("blake3:"))
     return any(key.startswith(digits) for key in keys)
@@ -105,7 +116,10 @@ def _preparation(store: Store, field: Summary, tokens: Summary, latents: Summary
     video = KnownVideo(key=frames.recipe.inputs["video"], info=_described(store, frames))
     stop = decode.stop or video.info.declared_frames
     all_frames = decode.stop is None and (decode.start, decode.step) == (0, 1)
-    name, model = str(frames.noted("video") or "video"), str(latents.noted("model") or "pocket")
+    name, model = (
+        str(frames.noted("video") or "video"),
+        str(latents.noted("model_place") or latents.noted("model") or "pocket"),
+    )
     config = {
         "video": Path(name), "model": model, "source_prompt": invert.prompt,
         "frames": None if all_frames else f"{decode.start}:{stop}:{decode.step}",
@@ -127,7 +141,8 @@ def _described(store: Store, frames: Summary) -> VideoInfo:
     except ValidationError:
         attrs = store.resolve(frames.hex).attrs
     spec = decode_frames.Spec.model_validate(frames.recipe.spec)
-    count = spec.stop or spec.start + (frames.sizes.get("frame") or 1) * spec.step
+    last = spec.stop or spec.start + (frames.sizes.get("frame") or 1) * spec.step
+    count = last + (spec.stop is not None)  # to have a stop, the video must go on behind it
     width, height = int(str(attrs["source_width"])), int(str(attrs["source_height"]))
     return VideoInfo(
         width=width, height=height, coded_width=width, coded_height=height, frames=count, declared_frames=count,

@@ -105,7 +105,8 @@ def test_a_run_without_an_output_has_a_page_that_links_its_report_and_clip(
 def cached_videos(desk: AtDesk) -> list[str]:
     """What the form of edit-cached offers."""
     deployment = get(desk.api, "/deployments/name/edit-cached/edit-cached")
-    return list(deployment["parameter_openapi_schema"]["definitions"]["CachedEdit"]["properties"]["video"]["enum"])
+    field = deployment["parameter_openapi_schema"]["definitions"]["CachedEdit"]["properties"]["video"]
+    return list(field["anyOf"][0]["enum"])
 
 
 def start(desk: AtDesk, name: str, **parameters: Any) -> tuple[int, Any]:
