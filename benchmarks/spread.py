@@ -1,112 +1,196 @@
-"""What spreading one run costs and gains: an empty task, and two worker processes against one on the same work.
+"""What it costs to hand a part to a worker, and what two workers gain: the same run in one process and over two.
 
     python -m benchmarks.spread -o benchmarks/results/spread.json
 
-All processes compute on one thread. Workers are warm (imports, model) before the clock starts; the run's own process,
-its flow run, decoding, gathering and export are inside it.
+Every process has one thread, and has loaded what it takes before it is measured. A run's store is its own.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
+import socket
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+os.environ.update(ONE_THREAD)
 
-from benchmarks.sizes import SIZES, scaled, write_clip
-from flows.engine import set_defaults
+import typer  # noqa: E402 - after the threads are settled
 
-EMPTY_TASKS = 50
+from benchmarks.bench import machine  # noqa: E402
+from benchmarks.engines import environment, serving  # noqa: E402
+from benchmarks.sizes import ROOT, write_clip  # noqa: E402
+
+TASKS = 40
+PIXELS = 64
 
 
-def seconds_per_task(runner: Callable[[], Any]) -> float:
-    """From submitting many empty tasks to having the last result, each."""
+@contextmanager
+def dask_workers(folder: Path, count: int, settings: dict[str, str]) -> Iterator[str]:
+    """The address of a Dask scheduler with so many worker processes, each in a folder of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    with ExitStack() as stack:
+
+        def start(*command: str) -> None:
+            place = Path(tempfile.mkdtemp(dir=folder))
+            settings_here = {**settings, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(place)}
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command, "--no-dashboard"], cwd=place, env=settings_here,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+
+        start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
+        for _ in range(count):
+            start(
+                "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--memory-limit", "0",
+                "--death-timeout", "600",
+            )  # fmt: skip
+        _await_workers(address, count)
+        yield address
+
+
+def _await_workers(address: str, count: int) -> None:
+    import distributed
+
+    with distributed.Client(address, timeout=120, set_as_default=False) as client:
+        client.wait_for_workers(count, timeout=300)
+
+
+def each_task(runner: Any) -> dict[str, float]:
+    """Milliseconds of a task that does nothing, through Prefect and a task runner: alone, and among many."""
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
 
     @task(cache_policy=NO_CACHE, persist_result=False)
-    def nothing(number: int) -> int:
-        return number
+    def nothing(said: dict[str, Any], key: str, number: int) -> None:
+        pass
 
-    @flow
-    def many() -> float:
-        for future in nothing.map(range(4)):  # the workers know the task
+    @flow(task_runner=runner, persist_result=False)
+    def many() -> dict[str, float]:
+        said = {"config": {"prompts": ["a purple ball on grass"] * 4}, "store": "/a/store"}
+        for future in [nothing.submit(said, "key", number) for number in range(4)]:  # every worker has begun once
             future.result()
+        alone = fastest(lambda: nothing.submit(said, "key", 0).result(), TASKS // 2)
         began = time.perf_counter()
-        for future in nothing.map(range(EMPTY_TASKS)):
+        futures = [nothing.submit(said, "key", number) for number in range(TASKS)]
+        for future in futures:
             future.result()
-        return (time.perf_counter() - began) / EMPTY_TASKS
+        return {"alone_ms": 1000 * alone, "among_many_ms": 1000 * (time.perf_counter() - began) / TASKS}
 
-    return float(many.with_options(task_runner=runner())())
+    return {name: round(value, 1) for name, value in many().items()}
 
 
-def seconds_of_run(folder: Path, clip: Path, runtime: dict[str, Any]) -> float:
-    """One `tf run` on a new store."""
+def fastest(do: Callable[[], Any], rounds: int) -> float:
+    """Seconds that the middle one of so many rounds takes."""
+    taken = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        do()
+        taken.append(time.perf_counter() - began)
+    return sorted(taken)[rounds // 2]
+
+
+class Clock:
+    """Progress that knows when each stage began and ended, in wall seconds."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        self._stage, self._began = "", 0.0
+
+    def begin(self, node: Any, total: int) -> None:
+        self._stage, self._began = node.stage, time.perf_counter()
+
+    def advance(self, units: int) -> None: ...
+
+    def end(self) -> None:
+        taken = time.perf_counter() - self._began
+        self.stages[self._stage] = round(self.stages.get(self._stage, 0) + taken, 2)
+
+    def note(self, sentence: str) -> None: ...
+
+
+def run(clip: Path, folder: Path, frames: int, steps: int, **runtime: Any) -> dict[str, Any]:
+    """Wall seconds of one edit, and of its stages."""
     from flows.config import EditConfig, RuntimeConfig
     from flows.plan import Plan
     from flows.run import run_edit
     from store.store import Store
 
-    config = EditConfig(video=clip, prompts=("a purple ball on grass",), steps=20)
-    store = Store(folder / f"store-{time.time_ns()}")
-    began = time.perf_counter()
-    run_edit(Plan(config, RuntimeConfig(device="cpu", **runtime), store), folder / "out.mp4", "prefect")
-    return time.perf_counter() - began
+    place = Path(tempfile.mkdtemp(dir=folder))
+    config = EditConfig(video=clip, prompts=("a purple ball on grass",), steps=steps, frames=f"0:{frames}")
+    plan = Plan(config, RuntimeConfig(device="cpu", **runtime), Store(place / "store"))
+    clock, began = Clock(), time.perf_counter()
+    result = run_edit(plan, place / "out.mp4", "prefect" if runtime else "direct", clock)
+    wall = time.perf_counter() - began
+    parts = {node.stage: len(plan.schema(node).divided()) for node in plan.nodes}
+    digest = next(use.artifact.digest for use in result.uses if use.node.stage == "propagate_tokens")
+    return {"wall": round(wall, 2), "stages": clock.stages, "parts": parts, "digest": digest}
 
 
-def measure(folder: Path, frames: int) -> dict[str, Any]:
+def measure(folder: Path, frames: int, steps: int, ray: bool) -> dict[str, Any]:
     """Both tables."""
-    from distributed import LocalCluster
-    from prefect.task_runners import ThreadPoolTaskRunner
+    from prefect.context import refresh_global_settings_context
     from prefect_dask import DaskTaskRunner
-    from prefect_ray import RayTaskRunner
 
-    clip = write_clip(folder / "clip.mp4", frames, scaled(SIZES["pocket"], frames, 20).pixels)
-    short = write_clip(folder / "short.mp4", 16, 64)
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        dask_task = seconds_per_task(lambda: DaskTaskRunner(address=cluster.scheduler_address))
-    tasks = {
-        "Prefect's threads": seconds_per_task(lambda: ThreadPoolTaskRunner(max_workers=1)),
-        "Dask, two processes": dask_task,
-        "Ray, two processes": seconds_per_task(lambda: RayTaskRunner(init_kwargs={"num_cpus": 2})),
-    }
-    runs = {"one process, no runner": seconds_of_run(folder, clip, {})}
-    for count in (1, 2):
-        with LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None) as cluster:
-            runtime = {"runner": "dask", "address": cluster.scheduler_address}
-            seconds_of_run(folder, short, runtime)
-            runs[f"Dask, {count} worker{'s' * (count > 1)}"] = seconds_of_run(folder, clip, runtime)
-    return {"seconds_per_task": tasks, "seconds_of_run": runs}
+    clip = write_clip(folder / "clip.mp4", frames, PIXELS)
+    small = {"frames": 8, "steps": 1}
+    with serving(folder / "home") as url:
+        settings = {**environment(folder / "home", url), **ONE_THREAD}
+        os.environ.update(settings)
+        refresh_global_settings_context()
+        run(clip, folder, **small)  # what is imported and loaded is not measured
+        said: dict[str, Any] = {"runs": {"one process": run(clip, folder, frames, steps)}, "tasks": {}}
+        for count, name in ((1, "Dask, one worker"), (2, "Dask, two workers")):
+            with dask_workers(folder, count, settings) as address:
+                run(clip, folder, **small, runner="dask", address=address)
+                if count == 2:
+                    run(clip, folder, **{**small, "frames": 40}, runner="dask", address=address)  # the second has begun
+                    said["tasks"]["Prefect and Dask"] = each_task(DaskTaskRunner(address=address))
+                said["runs"][name] = run(clip, folder, frames, steps, runner="dask", address=address)
+        if ray:
+            from prefect_ray import RayTaskRunner
+
+            os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+            own = {"num_cpus": 2, "include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+            said["tasks"]["Prefect and Ray"] = each_task(RayTaskRunner(init_kwargs=own))
+    return said
 
 
 def main(
     output: Annotated[Path, typer.Option("-o", "--output")],
-    frames: Annotated[int, typer.Option(help="Of the clip that is edited with the embedded model.")] = 128,
+    frames: int = 128,
+    steps: int = 10,
+    ray: bool = True,
 ) -> None:
     """Measure, print two tables, write JSON."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PREFECT_LOGGING_LEVEL": "ERROR"}
-    set_defaults()
-    import torch
-
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        said = measure(Path(folder), frames)
-    said |= {"frames": frames, "machine": {"cores": os.cpu_count(), "platform": platform.platform()}}
-    said["command"] = f"python -m benchmarks.spread -o {output} --frames {frames}"
+        (Path(folder) / "home").mkdir()
+        said = measure(Path(folder), frames, steps, ray)
+    said["machine"] = machine("cpu")
+    said["work"] = {"frames": frames, "pixels": PIXELS, "steps": steps, "model": "pocket"}
+    said["command"] = f"python -m benchmarks.spread -o {output} --frames {frames} --steps {steps}"
     output.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-    print("| an empty task, submitted and waited for | ms |\n|---|---:|")
-    for name, value in said["seconds_per_task"].items():
-        print(f"| {name} | {1000 * value:.0f} |")
-    base = said["seconds_of_run"]["Dask, 1 worker"]
-    print(f"\n| the same run, {frames} frames | s | against one worker |\n|---|---:|---:|")
-    for name, value in said["seconds_of_run"].items():
-        print(f"| {name} | {value:.1f} | {base / value:.2f}× |")
+    print("| a task that does nothing | alone, ms | among many, ms each |\n|---|---:|---:|")
+    for name, taken in said["tasks"].items():
+        print(f"| {name} | {taken['alone_ms']} | {taken['among_many_ms']} |")
+    runs = said["runs"]
+    print(f"\n| wall seconds | parts | {' | '.join(runs)} |\n|---|---:|{'---:|' * len(runs)}")
+    parts = runs["one process"]["parts"]
+    for stage, count in parts.items():
+        print(f"| {stage} | {count} | {' | '.join(str(each['stages'].get(stage, '–')) for each in runs.values())} |")
+    print(f"| the whole run | {sum(parts.values())} | {' | '.join(str(each['wall']) for each in runs.values())} |")
+    print(f"\nthe same bytes: {len({each['digest'] for each in runs.values()}) == 1}")
 
 
 if __name__ == "__main__":

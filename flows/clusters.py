@@ -142,15 +142,13 @@ class DaskWorkers:
     def finished(self, futures: Futures) -> list[Any]:
         """As `Cluster.finished`."""
         theirs: dict[Any, Any] = {future.wrapped_future: future for future in futures}  # type: ignore[attr-defined]
-        ended = [one for one in theirs if one.status != "pending"]
-        if not ended:
-            try:
-                ended = list(self._dask.wait(list(theirs), timeout=0.5, return_when="FIRST_COMPLETED").done)
-            except TimeoutError:
-                return []
-            except self._dask.CancelledError:  # the scheduler is gone, and the futures with it
-                ended = [one for one in theirs if one.status != "pending"]
-        return [theirs[one] for one in ended]
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline:
+            ended = [one for one in theirs if one.status != "pending"]  # known here: the scheduler tells
+            if ended:
+                return [theirs[one] for one in ended]
+            time.sleep(0.02)
+        return []
 
     def state(self, future: Any) -> State[Any]:
         """As `Cluster.state`."""

@@ -141,7 +141,8 @@ class SpreadEngine(PrefectEngine):
 
 def _error_of(state: State[Any]) -> Exception:
     """What a worker's task run ended with, as it would have been raised here."""
-    said = state.data if isinstance(state.data, dict) else {}
+    data: Any = state.result(raise_on_failure=False)  # Prefect may have wrapped it
+    said: dict[str, Any] = data if isinstance(data, dict) else {}
     kind = ERRORS.get(str(said.get("kind")))
     if kind is None:
         return EngineError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,17 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from flows.clusters import cluster
+from flows import clusters, one_part
 from flows.config import EditConfig, RuntimeConfig
+from flows.engine import EngineError
+from flows.one_part import Heeding, Stopped, compute, given
 from flows.places import store_at
 from flows.plan import Plan
+from flows.prepare import prepare
 from flows.run import run_edit
+from flows.tasks import Session
 from stages.diffusion.checks import NonFiniteLatents
-from store.errors import InputError
+from store.errors import InputError, StoreError, TokenflowError
 from store.store import Store
-from tests.flows.runs import broken_model
-from tests.flows.server import free_port, last_flow_run, task_runs
+from tests.flows.server import free_port, last_flow_run, task_runs, wait_for
+from tests.flows.test_prefect import broken_model
 from tests.stages.clips import write_clip
 from tests.store.places import new_bucket, s3_server, use_s3
 
@@ -72,6 +80,13 @@ class Workers:
         log = self.folder / "log"
         words = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
         return [(name, int(part), int(process)) for said, name, part, process in words if said == verb]
+
+    def busy(self) -> bool:
+        """Whether a task is under way on a worker."""
+        import distributed
+
+        with distributed.Client(self.address, timeout=30, set_as_default=False) as client:
+            return any(client.processing().values())
 
     def computed(self) -> Counter[tuple[str, int]]:
         return Counter((name, part) for name, part, _ in self.lines("computed"))
@@ -197,43 +212,155 @@ def test_a_worker_that_is_killed_costs_its_part_and_nothing_else(
     assert sum(begun.values()) == sum(EVERY_PART.values()) + 1
 
 
-def test_a_workers_error_comes_out_as_it_would_here(
+def test_a_run_that_is_interrupted_stops_its_workers_and_the_next_goes_on(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    """Within ten seconds, and what they had finished is not computed again."""
+    store, slow = Store(tmp_path / "store"), workers.two().folder / "slow"
+    plan = make_plan(clip, tiny_folder, store, runner="dask", address=workers.address)
+    slow.touch()
+    stopped: list[float] = []
+
+    def interrupt() -> None:
+        wait_for(lambda: workers.lines("begin"), "no worker begins", 120)
+        stopped.append(time.monotonic())
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            spread(plan, tmp_path / "out.mp4")
+        assert time.monotonic() - stopped[0] < 10
+        assert last_flow_run().state.name == "Cancelled"
+        wait_for(lambda: not workers.busy(), "the workers go on for nobody", 10)
+    finally:
+        slow.unlink()
+    finished = workers.computed()
+    spread(make_plan(clip, tiny_folder, store, runner="dask", address=workers.address), tmp_path / "out.mp4")
+    assert digests(store) == alone
+    assert workers.computed() == EVERY_PART, finished
+
+
+def test_what_a_worker_fails_at_is_the_same_sentence_with_its_name(
     api: str, workers: Workers, clip: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    asked = {"runner": "dask", "address": workers.two().address}
     model = broken_model(tiny_folder, tmp_path / "model")
-    with pytest.raises(NonFiniteLatents, match=r"on the worker .*frame \d+") as caught:
-        spread(make_plan(clip, model, Store(tmp_path / "store"), **asked), tmp_path / "out.mp4")
-    assert caught.value.frame is not None
-    shutil.copytree(tiny_folder, tmp_path / "lent")
-    plan = make_plan(clip, tmp_path / "lent", Store(tmp_path / "other"), **asked)
-    shutil.rmtree(tmp_path / "lent")  # after the plan: the workers have no such model
-    with pytest.raises(InputError, match="on the worker"):
+    plan = make_plan(clip, model, Store(tmp_path / "store"), runner="dask", address=workers.two().address)
+    with pytest.raises(NonFiniteLatents, match=f"on the worker {socket.gethostname()}: .*frame") as caught:
         spread(plan, tmp_path / "out.mp4")
-    assert last_flow_run().state.is_failed()
+    assert caught.value.frame is not None
+    run = last_flow_run()
+    assert run.state.is_failed()
+    failed = [each for each in task_runs(run, 3) if each.state.is_failed()]
+    assert {each.run_count for each in failed} == {1}, "bad input is not tried again"
 
 
-def test_over_ray_the_bytes_are_the_same(
-    api: str, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
-) -> None:
-    ray = pytest.importorskip("ray")
-    pytest.importorskip("prefect_ray")
-    own = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env=own, log_to_driver=False)
+def test_workers_that_are_all_gone_are_one_sentence_and_the_next_run_goes_on(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(clusters, "SECONDS_WITHOUT_WORKERS", 2.0)
     store = Store(tmp_path / "store")
-    try:
-        spread(make_plan(clip, tiny_folder, store, runner="ray"), tmp_path / "out.mp4")
-    finally:
-        ray.shutdown()
+    plan = make_plan(clip, tiny_folder, store, runner="dask", address=workers.two().address)
+
+    def kill() -> None:
+        wait_for(lambda: workers.computed().get(("invert_frames", 16)), "nothing is inverted", 120)
+        for worker in workers.alive:
+            worker.kill()
+
+    killing = threading.Thread(target=kill, daemon=True)
+    killing.start()
+    with pytest.raises(EngineError, match="all workers are gone; finished parts are kept"):
+        spread(plan, tmp_path / "out.mp4")
+    killing.join()
+    result = run_edit(make_plan(clip, tiny_folder, store), tmp_path / "out.mp4", "direct")
     assert digests(store) == alone
+    assert not list((tmp_path / "store").glob("parts/*")), result
 
 
-def test_a_runner_without_prefect_or_without_its_package_is_refused(
-    clip: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# what needs no cluster
+
+
+def told(plan: Plan, **other: Any) -> dict[str, Any]:
+    """What a worker is told of a run, with something changed."""
+    said = given(plan)
+    return {**said, **other, "config": {**said["config"], **other.get("config", {})}}
+
+
+@pytest.fixture
+def plan(clip: Path, tiny_folder: Path, tmp_path: Path) -> Plan:
+    """A run whose frames are in its store."""
+    plan = make_plan(clip, tiny_folder, Store(tmp_path / "store"), runner="dask", address="tcp://10.0.0.1:8786")
+    session = Session(plan)
+    prepare(session).frames()
+    return plan
+
+
+def test_a_worker_is_told_little_and_no_device_to_choose(plan: Plan) -> None:
+    said = given(plan)
+    assert len(json.dumps(said)) < 4000
+    assert (said["runtime"]["device"], said["runtime"]["runner"], said["runtime"]["address"]) == ("cpu", "here", None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"store": "/nowhere/store"}, "there is no store in /nowhere/store: .* the same one on every machine"),
+        ({"config": {"model": "/nowhere/model"}}, "/nowhere/model"),
+        ({"config": {"steps": 5}}, "its version of tokenflow or its copy of the model .* another one than the run's"),
+    ],
+)
+def test_a_worker_that_cannot_do_what_the_run_wants_says_so(plan: Plan, changed: Any, sentence: str) -> None:
+    with pytest.raises(TokenflowError, match=sentence):
+        compute(told(plan, **changed), plan.invert.key.hex, 0, Heeding())
+    assert not Path("/nowhere").exists()
+
+
+def test_a_worker_without_a_gpu_says_so(plan: Plan) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    runtime = {**given(plan)["runtime"], "device": "cuda"}
+    with pytest.raises(InputError, match="no CUDA device"):
+        compute(told(plan, runtime=runtime), plan.invert.key.hex, 0, Heeding())
+
+
+def test_a_worker_computes_nothing_but_what_it_is_asked(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_part, "SECONDS_TO_APPEAR", 0.1)
+    with pytest.raises(StoreError, match=r"invert_frames .* is not in .*; every machine must see the same store"):
+        compute(given(plan), plan.extract.key.hex, 0, Heeding())
+    heeding = Heeding()
+    heeding.over.set()
+    with pytest.raises(Stopped):
+        compute(given(plan), plan.invert.key.hex, 0, heeding)
+    assert compute(given(plan), plan.invert.key.hex, 1, Heeding())
+    assert not compute(given(plan), plan.invert.key.hex, 1, Heeding())
+    assert [name for name in plan.store.parts_place().list("parts") if name.endswith(".json")] == [
+        f"parts/invert_frames-{plan.invert.key.hex}/1.json"
+    ]
+
+
+def test_an_address_at_which_nobody_answers_is_one_sentence(
+    api: str, clip: Path, tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    plan = make_plan(clip, tiny_folder, Store(tmp_path / "store"), runner="dask")
-    with pytest.raises(InputError, match=r"--runner dask.*--engine direct"):
+    address = f"tcp://127.0.0.1:{free_port()}"
+    plan = make_plan(clip, tiny_folder, Store(tmp_path / "store"), runner="dask", address=address)
+    with pytest.raises(InputError, match=f"nobody answers at {address} .*; start one with: dask scheduler"):
+        spread(plan, tmp_path / "out.mp4")
+    assert "Traceback" not in capfd.readouterr().err
+    with pytest.raises(InputError, match="--engine direct does without it"):
         run_edit(plan, tmp_path / "out.mp4", "direct")
+
+
+def test_workers_that_cannot_reach_the_runs_server_are_told_before_anything_starts() -> None:
+    with pytest.raises(InputError, match=r"workers at tcp://192\.0\.2\.1:8786 cannot reach this run's Prefect API"):
+        clusters.expect_api("http://127.0.0.1:4200/api", "tcp://192.0.2.1:8786")
+    clusters.expect_api("http://127.0.0.1:4200/api", "tcp://127.0.0.1:8786")
+    clusters.expect_api("http://prefect.example:4200/api", "tcp://192.0.2.1:8786")
+    clusters.expect_api("http://127.0.0.1:4200/api", None)
+
+
+def test_a_runner_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
-    with pytest.raises(InputError, match=r"pip install 'tokenflow\[dask\]'"), cluster(plan.runtime):
+    runtime = RuntimeConfig(runner="dask")
+    with pytest.raises(InputError, match=r"pip install 'tokenflow\[dask\]'"), clusters.cluster(runtime):
         pass
