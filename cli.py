@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -189,12 +190,14 @@ def inspection(function: Callable[..., None]) -> Callable[..., None]:
 
 def explained(error: BaseException) -> int:
     """Say what went wrong in one sentence on stderr; returns the exit code."""
-    from store.errors import InputError, TokenflowError
+    from store.errors import InputError, Terminated, TokenflowError
 
     if isinstance(error, KeyboardInterrupt):
-        print("tf: interrupted; what was finished is kept, and the next run goes on from there", file=sys.stderr)
+        ended = isinstance(error, Terminated)
+        how = "terminated" if ended else "interrupted"
+        print(f"tf: {how}; what was finished is kept, and the next run goes on from there", file=sys.stderr)
         logging.getLogger("asyncio").disabled = True  # it names each task of Prefect's that the end cuts short
-        return 130
+        return 143 if ended else 130
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -736,15 +739,15 @@ RunArgument = Annotated[
 def watch(run: RunArgument = "latest", as_json: JsonOption = False) -> None:
     """Follow a run until it ends; Ctrl-C ends the watching, not the run."""
     from flows.engine import use_server
-    from flows.terminal import say
+    from flows.terminal import Gauges, say
 
     use_server()
+    from flows.following import watch as follow
     from flows.remote_control import find_run, outcome
-    from flows.remote_control import watch as follow
 
     found = find_run(run)
     try:
-        ended = follow(found, say)
+        ended = follow(found, say, Gauges())
     except KeyboardInterrupt:
         say(f"no longer watched; it goes on: tf watch {found.id}")
         raise SystemExit(130) from None
@@ -886,6 +889,7 @@ def main() -> None:
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("tf: %(message)s"))
     logging.getLogger("store").addHandler(warnings)
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         code = app(prog_name="tf", standalone_mode=False)
     except TyperException as error:
@@ -893,6 +897,13 @@ def main() -> None:
     except typer.Abort:
         raise SystemExit(130) from None
     raise SystemExit(code or 0)
+
+
+def _terminated(*_signal: object) -> None:
+    """SIGTERM ends a command in the manner of Ctrl-C."""
+    from store.errors import Terminated
+
+    raise Terminated
 
 
 def _usage(error: TyperException) -> int:

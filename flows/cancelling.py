@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from uuid import UUID
@@ -13,8 +14,12 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from store.errors import Terminated
 
 SECONDS_BETWEEN_LOOKS = 3  # at whether the run is to be cancelled
+SECONDS_TO_ANSWER = 3
 
 
 def _interrupt_main() -> None:
@@ -29,33 +34,57 @@ def _interrupt_main() -> None:
 
 @contextmanager
 def heard_in_background() -> Iterator[None]:
-    """Where Ctrl-C is ignored, as in a job that a shell put in the background, SIGUSR1 interrupts instead."""
+    """Where Ctrl-C is ignored, as in a job that a shell put in the background, SIGUSR1 interrupts instead.
+
+    SIGTERM interrupts too, in a run that no worker started: Prefect would take it for a crash.
+    """
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    if not ignored or threading.current_thread() is not threading.main_thread():
+    with (
+        _handling("SIGUSR1", signal.default_int_handler if ignored else None),
+        _handling("SIGTERM", None if _is_served() else terminated),
+    ):
+        yield
+
+
+def terminated(*_signal: object) -> None:
+    """What SIGTERM does: it ends a run as Ctrl-C does."""
+    raise Terminated
+
+
+def _is_served() -> bool:
+    """Whether a worker started this process for the run, and will tell it by SIGTERM to stop."""
+    return "PREFECT__FLOW_RUN_ID" in os.environ
+
+
+@contextmanager
+def _handling(name: str, handler: Callable[..., object] | None) -> Iterator[None]:
+    """A signal has this handler until the block ends; none, and on another thread than the main one: no change."""
+    number = getattr(signal, name, None)
+    if handler is None or number is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(number, before)
 
 
 @contextmanager
 def cancellable() -> Iterator[None]:
-    """Interrupt the main thread when the flow run is to be cancelled: Prefect tells only runs that it started."""
+    """Interrupt the main thread when the flow run is to be cancelled: Prefect tells only runs that it started.
+
+    A run that it did start is looked after as well, since the worker that should tell it may be dead.
+    """
     run_id, ended, deciding = UUID(str(flow_run.id)), threading.Event(), threading.Lock()
 
     def look() -> None:
-        with get_client(sync_client=True) as client:
-            while not ended.wait(SECONDS_BETWEEN_LOOKS):
-                with suppress(Exception):  # a server that is away for a while cancels nothing
-                    state = client.read_flow_run(run_id).state
-                    if state is not None and state.type == StateType.CANCELLING:
-                        with deciding:
-                            if not ended.is_set():
-                                _interrupt_main()
-                        return
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            if _is_to_stop(run_id):
+                with deciding:
+                    if not ended.is_set():
+                        _interrupt_main()
+                return
 
     context = copy_context()  # the thread is to see the same Prefect settings
     threading.Thread(target=context.run, args=(look,), name="watch for cancellation", daemon=True).start()
@@ -64,3 +93,16 @@ def cancellable() -> Iterator[None]:
     finally:
         with deciding:
             ended.set()
+
+
+def _is_to_stop(run_id: UUID) -> bool:
+    """Whether somebody cancels the run, or has declared it cancelled; a server that is away cancels nothing."""
+    asked = {"timeout": SECONDS_TO_ANSWER}
+    with (
+        suppress(Exception),
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),  # the next look comes anyway
+        get_client(sync_client=True, httpx_settings=asked) as client,
+    ):
+        state = client.read_flow_run(run_id).state
+        return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
+    return False

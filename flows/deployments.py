@@ -136,6 +136,7 @@ def registered(given: dict[str, Any], pool: str) -> str:
     limit = given.get("concurrency_limit")
     deployment = flow.to_deployment(
         given["name"], description=given["description"], tags=given["tags"], work_pool_name=pool,
+        job_variables=given["work_pool"].get("job_variables"),
         schedules=schedules or None, entrypoint_type=EntrypointType.MODULE_PATH,
         enforce_parameter_schema=given["enforce_parameter_schema"],
         concurrency_limit=ConcurrencyLimitConfig(**limit) if limit else None,

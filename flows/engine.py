@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from store.errors import InputError, TokenflowError
@@ -36,6 +36,7 @@ DEFAULTS = {  # of Prefect's settings, where the user has none of their own
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; a run that misses four counts for dead
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # logs reach the API; the terminal shows our own lines
 }
 
@@ -69,14 +70,12 @@ def choose_engine(wanted: Wanted, work_to_do: bool) -> Chosen:
             os.environ["PREFECT_API_URL"] = local
             refresh_global_settings_context()
         return "prefect"
-    if api_answers():
+    fault = api_fault()
+    if fault is None:
         return "prefect"
     if wanted == "prefect":
-        raise InputError(
-            f"the Prefect API {url} does not answer; start its server, "
-            "correct or unset PREFECT_API_URL (or the Prefect profile), or use --engine direct"
-        )
-    print(f"tf: the Prefect API {url} does not answer, so this run goes on without Prefect.", file=sys.stderr)
+        raise InputError(f"the Prefect API {url} {fault.what}; {fault.way_out}")
+    print(f"tf: the Prefect API {url} {fault.what}, so this run goes on without Prefect.", file=sys.stderr)
     return "direct"
 
 
@@ -94,10 +93,10 @@ def describe_api() -> tuple[str, bool, str | None]:
         local = local_server()
         server = f"the server at {local}" if local else "a server of its own for each run"
         return f"{prefect.__version__}, no API configured: {server}", True, None
-    if api_answers():
+    fault = api_fault()
+    if fault is None:
         return f"{prefect.__version__}, API {url}", True, None
-    way_out = "start its server, correct or unset PREFECT_API_URL (or the Prefect profile), or use --engine direct"
-    return f"{prefect.__version__}, API {url} does not answer", False, way_out
+    return f"{prefect.__version__}, API {url} {fault.what}", False, fault.way_out
 
 
 def _local_url() -> str:
@@ -105,16 +104,58 @@ def _local_url() -> str:
     return f"http://{host}:{port}{path}"
 
 
-def api_answers() -> bool:
-    """Whether the configured Prefect API is healthy, asked once."""
+class Fault(NamedTuple):
+    """What is wrong with an API, as the words that follow its address, and the way out."""
+
+    what: str
+    way_out: str
+
+
+_CORRECT = "correct or unset PREFECT_API_URL (or the Prefect profile), or use --engine direct"
+SILENT = Fault("does not answer", f"start its server, {_CORRECT}")
+
+
+def api_fault() -> Fault | None:
+    """Why the configured Prefect API cannot be used, asked once; None where it can."""
+    import httpx
+    from prefect import __version__
+    from prefect.client.base import ServerType
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    with (
-        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-        get_client(sync_client=True, httpx_settings={"timeout": SECONDS_TO_ANSWER}) as client,
-    ):
-        return client.api_healthcheck() is None
+    try:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(sync_client=True, httpx_settings={"timeout": SECONDS_TO_ANSWER}) as client,
+        ):
+            problem = client.api_healthcheck()
+            if problem is not None:
+                raise problem
+            version = None if client.server_type == ServerType.CLOUD else str(client.api_version())
+    except PrefectHTTPStatusError as error:
+        return refusal(error.response.status_code)
+    except httpx.HTTPError:
+        return SILENT
+    except (ValueError, httpx.InvalidURL):  # what answers says nothing that Prefect would say
+        return Fault("is no Prefect API, though something answers there", _CORRECT)
+    if version is None or version.partition(".")[0] == __version__.partition(".")[0]:
+        return None
+    return Fault(
+        f"is that of Prefect {version}, and this is {__version__}: their first numbers must be the same",
+        "bring the server or this installation up to date, or use --engine direct",
+    )
+
+
+def refusal(code: int) -> Fault:
+    """What an HTTP status says of an API that should have said yes."""
+    if code in (401, 403):
+        return Fault(
+            f"refuses this machine ({code})", "set PREFECT_API_AUTH_STRING or PREFECT_API_KEY, or use --engine direct"
+        )
+    if code >= 500:
+        return Fault(f"fails ({code})", f"look at its server's log, {_CORRECT}")
+    return Fault(f"is no Prefect API: it answers {code}", _CORRECT)
 
 
 def local_server() -> str | None:
@@ -133,20 +174,20 @@ def configured_url() -> str | None:
 def use_server() -> str:
     """Have Prefect in this process use the server that is configured, or one on this machine; returns its API's URL.
 
-    raises    EngineError where there is none, or it does not answer
+    raises    EngineError where there is none, or it cannot be used
     """
     url = configured_url()
     if url is None:
-        raise EngineError("no Prefect server is known here: set PREFECT_API_URL, or start one with tf up")
-    if not answers(url):
         raise EngineError(
-            f"the Prefect API {url} does not answer; start its server, correct or unset PREFECT_API_URL, or do without "
-            "it: tf run --engine direct"
+            "no Prefect server is known here: set PREFECT_API_URL, or start one with tf up; tf run does without"
         )
     from prefect.context import refresh_global_settings_context
 
     os.environ["PREFECT_API_URL"] = url
     refresh_global_settings_context()
+    fault = api_fault()
+    if fault is not None:
+        raise EngineError(f"the Prefect API {url} {fault.what}; {fault.way_out.replace('use --', 'tf run --')}")
     return url
 
 

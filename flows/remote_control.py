@@ -1,4 +1,4 @@
-"""Runs that go on elsewhere: handed to a worker, watched, cancelled, and declared dead, over Prefect's API."""
+"""Runs that go on elsewhere: handed to a worker, found, cancelled, and declared dead, over Prefect's API."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,33 +14,38 @@ from uuid import UUID
 import psutil
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterId,
     FlowRunFilterName,
     FlowRunFilterState,
     FlowRunFilterStateType,
-    LogFilter,
-    LogFilterFlowRunId,
-    LogFilterTimestamp,
     WorkPoolFilter,
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort, LogSort
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled, Cancelling, Crashed
 
+from flows.deployments import SECONDS_WITHOUT_SIGN, TOKENFLOW_FLOWS
 from flows.desk import online_workers
-from flows.engine import EngineError
+from flows.engine import SILENT, EngineError, refusal
 from flows.plan import Plan
 from flows.summary import run_name
 from store.errors import InputError
 
 SECONDS_TO_CANCEL = 30
-SECONDS_BETWEEN_LOOKS = 1.0
-SECONDS_BETWEEN_LINES = 10.0
-SECONDS_WITHOUT_SIGN = 120
+CLOCKS_DIFFER = 60  # seconds at most between this machine's and the server's
 EDIT = "edit-video/edit-video"
+
+_OURS = FlowFilter(name=FlowFilterName(any_=TOKENFLOW_FLOWS))  # a server may have others' flows too
+
+
+class SilentServer(EngineError):
+    """The server does not answer now, and may a little later."""
 
 
 @contextmanager
@@ -57,14 +61,10 @@ def api() -> Iterator[Any]:
     except PrefectHTTPStatusError as error:
         code = error.response.status_code
         if code in (401, 403):
-            raise EngineError(
-                f"the Prefect API {where} refuses: set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
-            ) from None
+            raise EngineError(f"the Prefect API {where} {refusal(code).what}; {refusal(code).way_out}") from None
         raise EngineError(f"the Prefect API {where} answers {code}: {_detail(error)}") from None
-    except httpx.HTTPError as error:
-        raise EngineError(
-            f"the Prefect API {where} does not answer ({type(error).__name__}); is its server up? tf up starts one here"
-        ) from None
+    except httpx.HTTPError:
+        raise SilentServer(f"the Prefect API {where} {SILENT.what}; is its server up? tf up starts one here") from None
 
 
 def _detail(error: PrefectHTTPStatusError) -> str:
@@ -112,22 +112,30 @@ def detach(plan: Plan, output: Path | None) -> tuple[FlowRun, list[str]]:
 
 
 def find_run(name: str) -> FlowRun:
-    """The flow run with this id, beginning of an id, or name; `latest` is the one that was begun last.
+    """The flow run with this id, beginning of an id, or name; `latest` is the one that was begun or handed over last.
 
     raises    InputError where there is none, or several
     """
     with api() as client:
         if name == "latest":
-            found = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
+            found = _newest(client, _due(), limit=1)
         else:
-            found = _by_id(client, name) or client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])), limit=10
+            found = _by_id(client, name) or _newest(
+                client, FlowRunFilter(name=FlowRunFilterName(any_=[name])), limit=10
             ) or [run for run in _newest(client) if str(run.id).startswith(name.lower())]  # fmt: skip
     if len(found) == 1:
         return found[0]
     if not found:
-        raise InputError(f"no flow run {name!r} at this Prefect server; give its id, its name, or latest")
-    raise InputError(f"{name!r} names {len(found)} flow runs; give the id: " + ", ".join(str(run.id) for run in found))
+        raise InputError(
+            "this Prefect server has no flow run yet"
+            if name == "latest"
+            else f"no flow run {name!r} at this Prefect server; give its id, its name, or latest"
+        )
+    raise InputError(f"{name!r} names {len(found)} flow runs; give the id: " + ", ".join(map(_told, found)))
+
+
+def _told(run: FlowRun) -> str:
+    return f"{run.id} ({run.state.name if run.state else 'of no state'})"
 
 
 def _by_id(client: Any, name: str) -> list[FlowRun]:
@@ -137,8 +145,20 @@ def _by_id(client: Any, name: str) -> list[FlowRun]:
         return []
 
 
-def _newest(client: Any) -> list[FlowRun]:
-    return list(client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200))
+def _due() -> FlowRunFilter:
+    """Runs that should have begun: no schedule's next week."""
+    return FlowRunFilter(
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC) + timedelta(minutes=1))
+    )
+
+
+def _newest(client: Any, asked: FlowRunFilter | None = None, limit: int = 200) -> list[FlowRun]:
+    """Runs of this program's flows, the newest first."""
+    return list(
+        client.read_flow_runs(
+            flow_filter=_OURS, flow_run_filter=asked, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=limit
+        )
+    )
 
 
 def running_in(pool: str) -> list[FlowRun]:
@@ -168,84 +188,41 @@ def cancel(run: FlowRun, say: Callable[[str], None]) -> FlowRun:
         if run.state is not None and run.state.is_final():
             say(f"{run.name} is over already: {run.state.name}")
             return run
-        begun = run.state is not None and run.state.type in (StateType.RUNNING, StateType.CANCELLING)
-        client.set_flow_run_state(run.id, Cancelling() if begun else Cancelled(message="before it began"))
-        deadline = time.monotonic() + SECONDS_TO_CANCEL
-        while time.monotonic() < deadline:
-            run = client.read_flow_run(run.id)
-            if run.state is not None and run.state.is_final():
-                say(f"{run.name}: {run.state.name}; what was finished is kept")
-                return run
-            time.sleep(0.3)
-    raise EngineError(
-        f"{run.name} has not stopped after {SECONDS_TO_CANCEL} s; if its process is dead, tf doctor --mend says so"
-    )
+        sign = _sign_of_death(client, run)
+        if sign:  # nobody is left who could stop it
+            client.set_flow_run_state(run.id, Cancelled(message=f"{sign}; finished parts are kept"), force=True)
+        elif run.state is not None and run.state.type in (StateType.RUNNING, StateType.CANCELLING):
+            client.set_flow_run_state(run.id, Cancelling())
+        else:
+            client.set_flow_run_state(run.id, Cancelled(message="before it began"))
+        run = _ended(client, run)
+    if run.state is None or not run.state.is_final():
+        raise EngineError(
+            f"{run.name} has not stopped after {SECONDS_TO_CANCEL} s; if its process is dead, tf doctor --mend says so"
+        )
+    kept = "" if run.state.name == "Completed" else "; what was finished is kept"
+    say(f"{run.name}: {run.state.name}{kept}")
+    return run
 
 
-# watching
-
-
-@dataclass
-class Seen:
-    """What was told of a run so far."""
-
-    states: dict[UUID, str]
-    since: datetime
-    progress: str = ""
-    told: float = 0.0
-
-
-def watch(run: FlowRun, say: Callable[[str], None]) -> FlowRun:
-    """Follow a run until it ends: its states, its task runs, how far it has come, warnings of its log."""
-    seen = Seen({}, datetime.now(UTC) - timedelta(days=1))
-    say(f"{run.name} ({run.id})")
-    while True:
-        with api() as client:
-            run = client.read_flow_run(run.id)
-            _tell(client, run, seen, say)
+def _ended(client: Any, run: FlowRun) -> FlowRun:
+    """The run when it has ended, or as it is when that takes too long."""
+    deadline = time.monotonic() + SECONDS_TO_CANCEL
+    while time.monotonic() < deadline:
+        run = client.read_flow_run(run.id)
         if run.state is not None and run.state.is_final():
-            return run
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _tell(client: Any, run: FlowRun, seen: Seen, say: Callable[[str], None]) -> None:
-    if run.state is not None and seen.states.get(run.id) != run.state.name:
-        seen.states[run.id] = str(run.state.name)
-        say(f"run: {run.state.name}{f' · {run.state.message}' if run.state.message else ''}")
-    tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-    for task in sorted(tasks, key=lambda each: str(each.start_time or each.expected_start_time)):
-        if task.state and task.state.is_final() and seen.states.get(task.id) != task.state.name:
-            seen.states[task.id] = str(task.state.name)
-            say(f"{task.name}: {task.state.name}")
-    for line in client.read_logs(
-        LogFilter(
-            flow_run_id=LogFilterFlowRunId(any_=[run.id]), timestamp=LogFilterTimestamp(after_=seen.since),
-            level={"ge_": 30},
-        ),
-        sort=LogSort.TIMESTAMP_ASC,
-    ):  # fmt: skip
-        seen.since = max(seen.since, line.timestamp + timedelta(microseconds=1))
-        say(line.message.splitlines()[0])
-    progress = _progress(client, run)
-    if progress and progress != seen.progress and time.monotonic() - seen.told > SECONDS_BETWEEN_LINES:
-        seen.progress, seen.told = progress, time.monotonic()
-        say(progress)
-
-
-def _progress(client: Any, run: FlowRun) -> str:
-    """The newest progress that the run has shown."""
-    of_run = {"flow_run_id": {"any_": [str(run.id)]}, "type": {"any_": ["progress"]}}
-    asked = {"artifacts": of_run, "sort": "UPDATED_DESC", "limit": 1}
-    found = client.request("POST", "/artifacts/filter", json=asked).json()
-    return str(found[0]["description"]) if found else ""
+            break
+        time.sleep(0.3)
+    return run
 
 
 def outcome(run: FlowRun) -> dict[str, Any]:
-    """How a run ended, as JSON."""
+    """How a run stands or ended, as JSON."""
     state = run.state
     return {
         "id": str(run.id), "name": run.name, "state": state.name if state else None,
         "message": state.message if state else None, "seconds": round(run.total_run_time.total_seconds(), 1),
+        "output": run.parameters.get("output"),
     }  # fmt: skip
 
 
@@ -253,11 +230,11 @@ def outcome(run: FlowRun) -> dict[str, Any]:
 
 
 def dead_runs() -> list[tuple[FlowRun, str]]:
-    """Runs that say they are running and whose process is dead, each with how that is known."""
+    """Runs of ours that say they go on and whose process is dead, each with how that is known."""
+    states = _in_states(StateType.RUNNING, StateType.CANCELLING, StateType.PENDING)
     with api() as client:
-        running = client.read_flow_runs(flow_run_filter=_in_states(StateType.RUNNING, StateType.CANCELLING))
-        found = ((run, _sign_of_death(client, run)) for run in running)
-        return [(run, sign) for run, sign in found if sign]
+        found = [(run, _sign_of_death(client, run)) for run in _newest(client, states)]
+    return [(run, sign) for run, sign in found if sign]
 
 
 def bury(runs: list[tuple[FlowRun, str]]) -> None:
@@ -268,11 +245,14 @@ def bury(runs: list[tuple[FlowRun, str]]) -> None:
 
 
 def _sign_of_death(client: Any, run: FlowRun) -> str | None:
+    """How it is known that a run's process is dead: here by its id, elsewhere by its silence."""
     host, _, pid = (run.infrastructure_pid or "").rpartition(":")
+    if run.state is None:
+        return None
     if pid.isdigit() and host == socket.gethostname():
-        return None if _is_python(int(pid)) else f"its process {pid} on this machine is gone"
+        return None if _is_run(int(pid), run.state.timestamp) else f"its process {pid} on this machine is gone"
     since = datetime.now(UTC) - timedelta(seconds=SECONDS_WITHOUT_SIGN)
-    if run.start_time is None or run.start_time > since:
+    if run.state.type == StateType.PENDING or run.state.timestamp > since:
         return None
     asked = {
         "filter": {
@@ -285,11 +265,13 @@ def _sign_of_death(client: Any, run: FlowRun) -> str | None:
     return None if heard["events"] else f"it has shown no sign of life for {SECONDS_WITHOUT_SIGN} s"
 
 
-def _is_python(pid: int) -> bool:
-    """Whether a process with this id runs, and could be a run: ids are used again."""
+def _is_run(pid: int, since: datetime) -> bool:
+    """Whether a process with this id could be a run that has been in its state since then: ids are used again."""
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and "python" in " ".join(process.cmdline()).lower()
+        if process.status() == psutil.STATUS_ZOMBIE or process.create_time() > since.timestamp() + CLOCKS_DIFFER:
+            return False
+        return "python" in " ".join(process.cmdline()).lower()
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:

@@ -85,6 +85,31 @@ class Bars:
         self.bars.console.print(f"tf: {sentence}", highlight=False)
 
 
+class Gauges:
+    """A bar per stage of a run that goes on elsewhere; nothing where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self.bars = Progress(
+            BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}", markup=False),
+            console=stderr, disable=not stderr.is_terminal,
+        )  # fmt: skip
+        self.draws = not self.bars.disable
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Gauges:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.bars.stop()
+
+    def show(self, key: str, words: str, percent: float) -> None:
+        """So far has the stage come."""
+        if key not in self.tasks:
+            self.tasks[key] = self.bars.add_task(words, total=100)
+        self.bars.update(self.tasks[key], completed=percent, description=words)
+
+
 @contextmanager
 def byte_bar(title: str) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
     """A bar on stderr that counts bytes; gives (begin with so many, so many more are done)."""

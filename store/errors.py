@@ -27,3 +27,7 @@ class SilentPlaceError(StorePlaceError):
 
 class FullPlaceError(StorePlaceError):
     """The place has no room for what is to be written."""
+
+
+class Terminated(KeyboardInterrupt):
+    """Somebody ends this process, as systemd and docker stop do, by SIGTERM; the command line exits with 143."""
