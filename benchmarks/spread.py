@@ -108,12 +108,12 @@ class Clock:
         self.stages: dict[str, float] = {}
         self._stage, self._began = "", 0.0
 
-    def begin(self, node: Any, total: int) -> None:
+    def begin(self, node: Any, total: int, done: int = 0) -> None:
         self._stage, self._began = node.stage, time.perf_counter()
 
     def advance(self, units: int) -> None: ...
 
-    def end(self) -> None:
+    def end(self, finished: bool = True) -> None:
         taken = time.perf_counter() - self._began
         self.stages[self._stage] = round(self.stages.get(self._stage, 0) + taken, 2)
 

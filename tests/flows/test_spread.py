@@ -364,3 +364,18 @@ def test_a_runner_that_is_not_installed_is_one_sentence(monkeypatch: pytest.Monk
     runtime = RuntimeConfig(runner="dask")
     with pytest.raises(InputError, match=r"pip install 'tokenflow\[dask\]'"), clusters.cluster(runtime):
         pass
+
+
+def test_over_ray_the_bytes_are_the_same(
+    api: str, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
+) -> None:
+    ray = pytest.importorskip("ray", reason="tokenflow[ray] is not installed")
+    pytest.importorskip("prefect_ray", reason="tokenflow[ray] is not installed")
+    own = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env=own, log_to_driver=False)
+    store = Store(tmp_path / "store")
+    try:
+        spread(make_plan(clip, tiny_folder, store, runner="ray"), tmp_path / "out.mp4")
+    finally:
+        ray.shutdown()
+    assert digests(store) == alone

@@ -154,7 +154,7 @@ def test_what_may_pass_is_tried_again(error: Exception) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, "no space"), PermissionError(errno.EACCES, "denied"), FileNotFoundError(errno.ENOENT, "?"),
+        OSError(errno.ENOSPC, "full"), PermissionError(errno.EACCES, "denied"), FileNotFoundError(errno.ENOENT, "?"),
         InputError("no such video"), StorePlaceError("no store"), FullPlaceError("full"), SchemaError("damaged"),
         FullDeviceError("one frame does not fit"), NonFiniteLatents("not finite"), ValueError("a mistake"), None,
     ],
