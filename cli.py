@@ -712,8 +712,9 @@ def down(
 def deploy(
     pool: PoolOption = "tokenflow",
     pool_type: Annotated[
-        str, typer.Option("--type", metavar="TYPE", help="Of the pool, if it is to be made: process, docker …")
-    ] = "process",
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="Of a pool that is to be made: process, docker or kubernetes."),
+    ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:

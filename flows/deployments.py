@@ -21,6 +21,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
+from flows.engine import SECONDS_WITHOUT_SIGN
 from flows.forms import titled
 from flows.places import store_at
 from flows.videos import preparations
@@ -77,25 +78,30 @@ def _video_field(schema: dict[str, Any]) -> dict[str, Any]:
 
 # registering
 
+POOL_TYPES = ("process", "docker", "kubernetes")
 TOKENFLOW_FLOWS = ["prepare-video", "edit-video", "edit-cached", "preview-video", "sweep", "collect-garbage"]
-SECONDS_WITHOUT_SIGN = 120  # of life, after which a run counts for dead: four heartbeats
+
+
+def shipped(name: str) -> Path:
+    """A file of the checkout, or its copy in the installed package."""
+    here = Path(__file__)
+    return next(path for path in (here.parents[1] / name, here.parent / name) if path.is_file())
 
 
 def described() -> list[dict[str, Any]]:
-    """The deployments as prefect.yaml has them: that of the checkout, or the copy in the installed package."""
+    """The deployments as prefect.yaml has them."""
     import yaml
 
-    here = Path(__file__)
-    file = next(path for path in (here.with_name("prefect.yaml"), here.parents[1] / "prefect.yaml") if path.is_file())
-    deployments: list[dict[str, Any]] = yaml.safe_load(file.read_text("utf-8"))["deployments"]
+    deployments: list[dict[str, Any]] = yaml.safe_load(shipped("prefect.yaml").read_text("utf-8"))["deployments"]
     return deployments
 
 
-def deploy(pool: str, pool_type: str = "process", store: str | None = None) -> list[str]:
+def deploy(pool: str, pool_type: str | None = None, store: str | None = None) -> list[str]:
     """Register all deployments in a work pool, which is made where there is none; returns their names.
 
-    store    whose prepared videos the form of edit-cached offers; the platform's own without it
-    raises   InputError where the pool is of another type, or the server knows no such type
+    pool_type  of the pool: that of the one there is, or process, without it
+    store      whose prepared videos the form of edit-cached offers; the worker's own without it
+    raises     InputError where the pool is of another type, or there is no such type
     """
     with get_client(sync_client=True) as client:
         make_pool(client, pool, pool_type)
@@ -105,26 +111,29 @@ def deploy(pool: str, pool_type: str = "process", store: str | None = None) -> l
     return names
 
 
-def make_pool(client: Any, name: str, pool_type: str) -> None:
-    """The work pool `name`, one run at a time until somebody says otherwise."""
+def make_pool(client: Any, name: str, pool_type: str | None) -> None:
+    """The work pool `name`; one that is there stays as it is."""
     try:
         found = client.read_work_pool(name)
     except ObjectNotFound:
-        try:
-            client.create_work_pool(WorkPoolCreate(name=name, type=pool_type, base_job_template=template(pool_type)))
-        except Exception as error:
-            raise InputError(
-                f"the pool {name} of type {pool_type} cannot be made: {' '.join(str(error).split())}"
-            ) from None
+        kind = pool_type or "process"
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template(kind)))
         return
-    if found.type != pool_type:
+    if pool_type not in (None, found.type):
         raise InputError(f"the pool {name} is of type {found.type}, not {pool_type}; name another with --pool")
 
 
 def template(pool_type: str) -> dict[str, Any]:
-    """The base job template of deploy/ for docker and kubernetes; Prefect's own for the rest."""
-    file = Path(__file__).parents[1] / "deploy" / f"{pool_type}-pool.json"
-    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    """The base job template for a pool: for docker and kubernetes that of deploy/, for process Prefect's own.
+
+    raises   InputError for any other type
+    """
+    if pool_type == "process":
+        return {}
+    if pool_type not in POOL_TYPES:
+        raise InputError(f"--type {pool_type!r}: have {', '.join(POOL_TYPES)}; make other pools with prefect")
+    found: dict[str, Any] = json.loads(shipped(f"deploy/{pool_type}-pool.json").read_text("utf-8"))
+    return found
 
 
 def registered(given: dict[str, Any], pool: str) -> str:
@@ -151,7 +160,10 @@ def registered(given: dict[str, Any], pool: str) -> str:
 
 
 def notice_dead_runs() -> None:
-    """Have the server mark a run Crashed that shows no sign of life any more, since its machine or process died."""
+    """Have the server mark a run Crashed that shows no sign of life any more, since its machine or process died.
+
+    A run that ends otherwise is left alone; the automation is made once, and kept up to date.
+    """
     name = "tokenflow: mark dead runs as crashed"
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
     automation = Automation(
@@ -171,8 +183,10 @@ def notice_dead_runs() -> None:
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life; retry it to go on")],
     )
-    with get_client(sync_client=True) as client:
-        for old in client.request("POST", "/automations/filter", json={}).json():
-            if old["name"] == name:
-                client.request("DELETE", "/automations/{id}", path_params={"id": old["id"]})
-    automation.create()
+    try:
+        there: Any = Automation.read(name=name)
+    except ValueError:
+        automation.create()
+        return
+    automation.id, automation.enabled = there.id, there.enabled  # whoever switched it off wants it off
+    automation.update()

@@ -23,7 +23,7 @@ from store.errors import InputError
 from store.layout import write_whole
 from store.schemas import Frozen
 
-from .engine import DEFAULTS, EngineError, answers, configured_url, desk_file, set_defaults
+from .engine import EngineError, answers, configured_url, desk_file, set_defaults
 from .places import store_at
 
 SECONDS_TO_START = 120
@@ -71,7 +71,18 @@ class Desk(Frozen):
 
     def is_up(self) -> bool:
         """Whether all that was started still runs, and the server answers."""
-        return all(each.alive() for each in self.processes) and answers(self.api)
+        whole = bool(self.worker and self.pages)  # less is what a tf up left that was killed itself
+        return whole and all(each.alive() for each in self.processes) and answers(self.api)
+
+    def differs(self, port: int | None, pool: str, store: str | None) -> str | None:
+        """What this desk is that is not asked for, in a few words; None where it is what is asked for."""
+        if port is not None and urlsplit(self.api).port != port:
+            return f"has its server at {self.ui}"
+        if pool != self.pool:
+            return f"serves the pool {self.pool}"
+        if store is not None and store_at(store).place != self.store:
+            return f"works in the store {self.store}"
+        return None
 
 
 def read_desk() -> Desk | None:
@@ -85,21 +96,25 @@ def read_desk() -> Desk | None:
 def up(port: int | None, pool: str, store: str | None, say: Callable[[str], None]) -> tuple[Desk, bool]:
     """Start what is not there yet; returns the desk, and whether anything was started.
 
-    raises   EngineError, one sentence, where something does not start; what was started before it is ended
+    raises   InputError where another desk is up than the one that is asked for;
+             EngineError, one sentence, where something does not start; what was started before it is ended
     """
     with _alone():
         there = read_desk()
         if there and there.is_up():
+            if other := there.differs(port, pool, store):
+                raise InputError(f"the desk that is up {other}; end it first with tf down, or leave that option out")
             return there, False
         if there:
             if port is None and there.server:  # at the old place: its address is known, its runs are in the database
                 port = urlsplit(there.api).port
+            store = store or there.store
             _end(there.processes)
-        started: list[Process] = []
+        starting = Starting(_planned(port, pool, store))
         try:
-            return _started(port, pool, store, say, started), True
+            return _started(starting, say), True
         except BaseException:
-            _end(reversed(started))
+            _end(starting.desk.processes)
             desk_file().unlink(missing_ok=True)
             raise
 
@@ -121,74 +136,118 @@ def down(now: bool, say: Callable[[str], None]) -> Desk | None:
         return desk
 
 
-def _started(
-    port: int | None, pool: str, store: str | None, say: Callable[[str], None], started: list[Process]
-) -> Desk:
+class Starting:
+    """A desk on its way up. The file knows of each process as soon as it is there, whatever happens to this one."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def note(self, **known: Any) -> None:
+        """Write down what is known now."""
+        self.desk = self.desk.model_copy(update=known)
+        write_whole(desk_file(), self.desk.model_dump_json(indent=1))
+
+    def begin(self, role: str, command: list[str], own: dict[str, str], without: tuple[str, ...] = ()) -> Process:
+        """Start a Python process apart from this terminal; its output goes to `<role>.log`."""
+        environment = {name: value for name, value in {**os.environ, **own}.items() if name not in without}
+        environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
+        root = str(Path(__file__).parents[1])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        with self.log(role).open("wb") as file:
+            child = subprocess.Popen(
+                [sys.executable, *command], env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                start_new_session=True, cwd=self.desk.logs,
+            )  # fmt: skip
+        process = Process.of(child.pid)
+        self.note(**{role: process})
+        return process
+
+    def log(self, role: str) -> Path:
+        return Path(self.desk.logs) / f"{role}.log"
+
+    def wait(self, role: str, what: str, ready: Callable[[], Any]) -> None:
+        """Until a process does what it is for; EngineError, one sentence, where it does not."""
+        process: Process = getattr(self.desk, role)
+        deadline, log = time.monotonic() + SECONDS_TO_START, self.log(role)
+        while time.monotonic() < deadline:
+            with suppress(Exception):
+                if ready():
+                    return
+            if not process.alive():
+                lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+                last = lines[-1][:200] if lines else "it said nothing"
+                raise EngineError(f"{what} ended at once ({last}); see {log}")
+            time.sleep(0.2)
+        raise EngineError(f"{what} did not answer within {SECONDS_TO_START} s; see {log}")
+
+
+def _planned(port: int | None, pool: str, store: str | None) -> Desk:
+    """The desk that is to be: at the server that is configured or found, else at one of its own."""
     set_defaults()
     home = desk_file().parent
     logs, reports = home / "logs", home / "reports"
     for folder in (logs, reports):
         folder.mkdir(parents=True, exist_ok=True)
-    place = store_at(store).place
     url = configured_url() if port is None else None
-    server = None
-    if url is None or not answers(url):
-        if url is not None and "127.0.0.1" not in url and "localhost" not in url:
-            raise EngineError(f"the Prefect API {url} does not answer; start its server, or unset PREFECT_API_URL")
-        url, server = _server(port or PORT, logs, say, started)
-    _use(url)
-    pages, reports_url = _pages(reports, logs, started)
+    url = url or f"http://127.0.0.1:{port or PORT}/api"
+    return Desk(
+        api=url, ui=url.removesuffix("/api"), pool=pool, store=store_at(store).place, reports=str(reports),
+        reports_url="", logs=str(logs),
+    )  # fmt: skip
+
+
+def _started(starting: Starting, say: Callable[[str], None]) -> Desk:
+    desk = starting.desk
+    if not answers(desk.api):
+        _start_server(starting, say)
+    _use(desk.api)
+    _start_pages(starting)
     from .deployments import deploy
 
     say("registering the deployments")
-    deploy(pool, "process", place)
-    worker = _worker(url, pool, {"TOKENFLOW_STORE": place, "TOKENFLOW_REPORTS": str(reports),
-                                 "TOKENFLOW_REPORTS_URL": reports_url}, logs, say, started)  # fmt: skip
-    desk = Desk(
-        api=url, ui=url.removesuffix("/api"), pool=pool, store=place, reports=str(reports), reports_url=reports_url,
-        logs=str(logs), server=server, pages=pages, worker=worker,
-    )  # fmt: skip
-    write_whole(desk_file(), desk.model_dump_json(indent=1))
-    return desk
+    deploy(desk.pool, "process", desk.store)
+    _start_worker(starting, say)
+    return starting.desk
 
 
-def _server(port: int, logs: Path, say: Callable[[str], None], started: list[Process]) -> tuple[str, Process]:
-    url = f"http://127.0.0.1:{port}/api"
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise EngineError(
-                f"port {port} is taken by something that is no Prefect server; choose another with --port"
-            )
+def _start_server(starting: Starting, say: Callable[[str], None]) -> None:
+    url = starting.desk.api
+    place = urlsplit(url)
+    if place.scheme != "http" or place.hostname not in ("127.0.0.1", "localhost"):
+        raise EngineError(f"the Prefect API {url} does not answer; start its server, or unset PREFECT_API_URL")
+    port = place.port or 80
+    if _listens(port):
+        raise EngineError(f"port {port} is taken by something that is no Prefect server; choose another with --port")
     say("starting a Prefect server")
-    own = {"PREFECT_SERVER_UI_API_URL": url, "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES}
     command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = _begun(command, own, logs / "server.log", started, without=("PREFECT_API_URL",))
-    _wait(lambda: answers(url), process, "the Prefect server", logs / "server.log")
-    return url, process
+    own = {"PREFECT_SERVER_UI_API_URL": url, "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES}
+    starting.begin("server", command, own, without=("PREFECT_API_URL",))
+    starting.wait("server", "the Prefect server", lambda: answers(url))
 
 
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"  # so that a restart forgets no slot that is held
 
 
-def _pages(folder: Path, logs: Path, started: list[Process]) -> tuple[Process, str]:
+def _start_pages(starting: Starting) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = _begun(["-m", "flows.page_server", str(folder), str(port)], {}, logs / "pages.log", started)
-    url = f"http://127.0.0.1:{port}"
-    _wait(lambda: _listens(port), process, "the server of reports", logs / "pages.log")
-    return process, url
+    starting.begin("pages", ["-m", "flows.page_server", starting.desk.reports, str(port)], {})
+    starting.note(reports_url=f"http://127.0.0.1:{port}")
+    starting.wait("pages", "the server of reports", lambda: _listens(port))
 
 
-def _worker(
-    url: str, pool: str, own: dict[str, str], logs: Path, say: Callable[[str], None], started: list[Process]
-) -> Process:
+def _start_worker(starting: Starting, say: Callable[[str], None]) -> None:
     say("starting a worker")
+    desk = starting.desk
     name = f"{socket.gethostname()}-{os.getpid()}"
-    command = ["-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", "1", "--name", name]
-    process = _begun(command, {**own, "PREFECT_API_URL": url}, logs / "worker.log", started)
-    _wait(lambda: name in online_workers(pool), process, "the worker", logs / "worker.log")
-    return process
+    command = ["worker", "start", "--pool", desk.pool, "--type", "process", "--limit", "1", "--name", name]
+    own = {
+        "PREFECT_API_URL": desk.api, "TOKENFLOW_STORE": desk.store, "TOKENFLOW_REPORTS": desk.reports,
+        "TOKENFLOW_REPORTS_URL": desk.reports_url,
+    }  # fmt: skip
+    starting.begin("worker", ["-m", "prefect", *command], own)
+    starting.wait("worker", "the worker", lambda: name in online_workers(desk.pool))
 
 
 def online_workers(pool: str) -> list[str]:
@@ -200,37 +259,6 @@ def online_workers(pool: str) -> list[str]:
             "POST", "/work_pools/{work_pool_name}/workers/filter", path_params={"work_pool_name": pool}, json={}
         )
         return [each["name"] for each in answer.json() if each["status"] == "ONLINE"]
-
-
-def _begun(
-    command: list[str], own: dict[str, str], log: Path, started: list[Process], without: tuple[str, ...] = ()
-) -> Process:
-    """Start a Python process apart from this terminal."""
-    environment = {name: value for name, value in {**os.environ, **DEFAULTS, **own}.items() if name not in without}
-    environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
-    root = str(Path(__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    with log.open("wb") as file:
-        child = subprocess.Popen(
-            [sys.executable, *command], env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            start_new_session=True, cwd=log.parent,
-        )  # fmt: skip
-    process = Process.of(child.pid)
-    started.append(process)
-    return process
-
-
-def _wait(ready: Callable[[], Any], process: Process, what: str, log: Path) -> None:
-    deadline = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < deadline:
-        with suppress(Exception):
-            if ready():
-                return
-        if not process.alive():
-            lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-            raise EngineError(f"{what} ended at once ({lines[-1][:200] if lines else 'it said nothing'}); see {log}")
-        time.sleep(0.2)
-    raise EngineError(f"{what} did not answer within {SECONDS_TO_START} s; see {log}")
 
 
 def _listens(port: int) -> bool:

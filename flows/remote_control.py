@@ -30,9 +30,9 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled, Cancelling, Crashed
 
-from flows.deployments import SECONDS_WITHOUT_SIGN, TOKENFLOW_FLOWS
+from flows.deployments import TOKENFLOW_FLOWS
 from flows.desk import online_workers
-from flows.engine import SILENT, EngineError, refusal
+from flows.engine import SECONDS_WITHOUT_SIGN, SILENT, EngineError, refusal
 from flows.plan import Plan
 from flows.summary import run_name
 from store.errors import InputError
