@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
 from uuid import UUID
 
@@ -93,6 +93,11 @@ def cancellable() -> Iterator[None]:
     finally:
         with deciding:
             ended.set()
+
+
+def impatient() -> AbstractContextManager[None]:
+    """Who presses Ctrl-C waits for no server that is away: Prefect is told within seconds, or not at all."""
+    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2})
 
 
 def _is_to_stop(run_id: UUID) -> bool:

@@ -15,10 +15,11 @@ from prefect import Flow, State, flow, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.cancelling import cancellable, heard_in_background
+from flows.cancelling import cancellable, heard_in_background, impatient
 from flows.config import EditConfig, RuntimeConfig, check_texts
 from flows.deployments import refresh_cached_videos
 from flows.engine import EngineError, T
+from flows.outliving import outlive_readers
 from flows.pages import add_tags, place_for_clip, publish, publish_end
 from flows.places import store_at
 from flows.plan import Plan
@@ -39,7 +40,8 @@ def run(session: Session, work: Callable[[Session], T], flow: Flow[..., Any]) ->
     failure = None
     try:
         plan = session.plan
-        state: State[Any] = flow(plan.config, session.store.place, plan.runtime, return_state=True)  # type: ignore[assignment]
+        with walk.farewell:
+            state: State[Any] = flow(plan.config, session.store.place, plan.runtime, return_state=True)  # type: ignore[assignment]
         failure = None if state.is_completed() else state.message
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
@@ -101,6 +103,8 @@ def walked(
     """
     walk = current.get(None)
     sessions = [walk.session] if walk else []
+    if walk is None:
+        outlive_readers()
     try:
         with heard_in_background(), cancellable(), store_heard():
             if walk is None:
@@ -113,6 +117,8 @@ def walked(
     except BaseException as error:
         if walk is not None:  # whoever walks it here gets the error itself
             walk.error = error
+            if isinstance(error, KeyboardInterrupt):
+                walk.farewell.enter_context(impatient())
         publish_end(error, sessions[-1] if sessions else None)
         log_sentences()
         if isinstance(error, KeyboardInterrupt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any
 
@@ -29,6 +30,7 @@ class Walk:
         self.parts: dict[str, Callable[[range], None]] = {}  # key in hex → does a part of that artifact
         self.value: Any = None
         self.error: BaseException | None = None
+        self.farewell = ExitStack()  # what holds until Prefect has been told how the run ended
 
 
 current: ContextVar[Walk] = ContextVar("walk")

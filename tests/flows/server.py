@@ -33,9 +33,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[str]:
+def serving(home: Path, port: int | None = None) -> Iterator[str]:
     """URL of the API of a server of our own, whose Prefect home is `home`; it is stopped when the block ends."""
-    port = free_port()
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}/api"
     environment = {**os.environ, **QUIET, "PREFECT_HOME": str(home), "PREFECT_SERVER_UI_API_URL": url}
     environment.pop("PREFECT_API_URL", None)
