@@ -74,13 +74,15 @@ def _handling(name: str, handler: Callable[..., object] | None) -> Iterator[None
 def cancellable() -> Iterator[None]:
     """Interrupt the main thread when the flow run is to be cancelled: Prefect tells only runs that it started.
 
-    A run that it did start is looked after as well, since the worker that should tell it may be dead.
+    A run that it did start is looked after as well, since the worker that should tell it may be dead; and the run that
+    it is a part of.
     """
-    run_id, ended, deciding = UUID(str(flow_run.id)), threading.Event(), threading.Lock()
+    runs = [UUID(str(run)) for run in (flow_run.id, flow_run.parent_flow_run_id) if run]
+    ended, deciding = threading.Event(), threading.Lock()
 
     def look() -> None:
         while not ended.wait(SECONDS_BETWEEN_LOOKS):
-            if _is_to_stop(run_id):
+            if any(map(_is_to_stop, runs)):
                 with deciding:
                     if not ended.is_set():
                         _interrupt_main()

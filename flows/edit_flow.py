@@ -105,6 +105,7 @@ def walked(
     sessions = [walk.session] if walk else []
     if walk is None:
         outlive_readers()
+    log_sentences()
     try:
         with heard_in_background(), cancellable(), store_heard():
             if walk is None:
@@ -120,7 +121,6 @@ def walked(
             if isinstance(error, KeyboardInterrupt):
                 walk.farewell.enter_context(impatient())
         publish_end(error, sessions[-1] if sessions else None)
-        log_sentences()
         if isinstance(error, KeyboardInterrupt):
             return Cancelled(message="interrupted; finished parts are kept")
         if isinstance(error, Exception):

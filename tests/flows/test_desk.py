@@ -215,32 +215,6 @@ def _named_dead(desk: AtDesk, run: str) -> Any:
     return next((each for each in findings if each["what"] == "flow runs" and run in each["found"]), None)
 
 
-def test_two_runs_of_one_video_at_once_compute_it_once(
-    desk: AtDesk, clip: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
-    asked = [
-        edit(clip, tiny_folder, prompt, "--store", tmp_path / "store", "-o", tmp_path / f"{number}.mp4", "--json")
-        for number, prompt in enumerate(("a red ball", "a blue ball"))
-    ]
-    processes = [desk.begin(*each, "--inversion-steps", 60, "--inversion-evaluations", 10) for each in asked]
-    said = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    stages: list[Any] = [stage for out, _ in said for stage in json.loads(out)["stages"]]
-    computed = [stage["key"] for stage in stages if not stage["hit"]]
-    assert len(computed) == len(set(computed)) == 4 + 2 * 2
-
-
-def test_without_a_server_each_command_says_so_in_one_sentence(tmp_path: Path, clip: Path, tiny_folder: Path) -> None:
-    environment = {**environment_in(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
-    for arguments in (
-        ["watch"], ["cancel", "latest"], ["deploy"], edit(clip, tiny_folder, "x", "--detach", "-o", tmp_path / "o.mp4"),
-    ):  # fmt: skip
-        done = tf(environment, *arguments)
-        assert (done.code, done.err.count("\n")) == (1, 1), (arguments, done.err)
-        assert "http://127.0.0.1:9/api does not answer" in done.err
-        assert "--engine direct" in done.err
-
-
 def test_down_ends_what_up_started_and_nothing_else(tmp_path: Path, desk: AtDesk) -> None:
     environment = {**environment_in(tmp_path), "PREFECT_API_URL": desk.api}
     own = tf(environment, "up", "--pool", "second", "--store", tmp_path / "store", "--json")
