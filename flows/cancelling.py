@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -97,7 +98,7 @@ def cancellable() -> Iterator[None]:
             ended.set()
 
 
-def impatient() -> AbstractContextManager[None]:
+def impatient() -> AbstractContextManager[Any]:
     """Who presses Ctrl-C waits for no server that is away: Prefect is told within seconds, or not at all."""
     return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2})
 

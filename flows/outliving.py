@@ -17,7 +17,7 @@ def outlive_readers() -> None:
     """
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for handler in [each for logger in loggers if isinstance(logger, logging.Logger) for each in logger.handlers]:
-        console = getattr(handler, "console", None)
+        console: Any = getattr(handler, "console", None)
         if hasattr(console, "on_broken_pipe"):
             console.on_broken_pipe = partial(_fall_silent, console)
 
