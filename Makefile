@@ -15,8 +15,11 @@ export OMP_WAIT_POLICY := PASSIVE
 demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
+# In two halves side by side: much of the first waits for servers and workers.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/flows & flows=$$!; \
+	$(BIN)/python -m pytest --ignore=tests/flows; rest=$$?; \
+	wait $$flows && exit $$rest
 
 check: .venv/installed
 	$(BIN)/ruff check .
