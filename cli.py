@@ -895,8 +895,8 @@ def main() -> None:
         code = app(prog_name="tf", standalone_mode=False)
     except TyperException as error:
         raise SystemExit(_usage(error)) from None
-    except typer.Abort:
-        raise SystemExit(130) from None
+    except typer.Abort as abort:  # a signal outside of a command's own work
+        raise SystemExit(explained(abort.__cause__ or KeyboardInterrupt())) from None
     raise SystemExit(code or 0)
 
 

@@ -248,9 +248,11 @@ class Trial:
         err = Path(f"{self.log}.err").read_text()
         if code == 0:
             return False
-        if how == signal.SIGINT:
-            if code != 130 or not err.startswith("tf: interrupted") or err.count("\n") != 1:
-                raise BrokenPromiseError(f"Ctrl-C ends with {code} and says {err!r}")
+        polite = {signal.SIGINT: (130, "tf: interrupted"), signal.SIGTERM: (143, "tf: terminated")}
+        if how in polite:
+            expected, said = polite[how]
+            if code != expected or not err.startswith(said) or err.count("\n") != 1:
+                raise BrokenPromiseError(f"{how.name} ends with {code} and says {err!r}")
         elif code != -how or err:
             raise BrokenPromiseError(f"{how.name} ends with {code} and says {err!r}")
         return True
