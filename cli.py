@@ -890,21 +890,27 @@ def main() -> None:
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("tf: %(message)s"))
     logging.getLogger("store").addHandler(warnings)
-    signal.signal(signal.SIGTERM, _terminated)
+    terminated: list[int] = []
+
+    def terminate(number: int, _frame: object) -> None:
+        """SIGTERM ends a command in the manner of Ctrl-C."""
+        from store.errors import Terminated
+
+        terminated.append(number)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = app(prog_name="tf", standalone_mode=False)
     except TyperException as error:
         raise SystemExit(_usage(error)) from None
-    except typer.Abort as abort:  # a signal outside of a command's own work
-        raise SystemExit(explained(abort.__cause__ or KeyboardInterrupt())) from None
+    except typer.Abort:
+        code = 130
+    if code == 130:  # typer's own answer to a signal outside of a command's work: nothing was said yet
+        from store.errors import Terminated
+
+        code = explained(Terminated() if terminated else KeyboardInterrupt())
     raise SystemExit(code or 0)
-
-
-def _terminated(*_signal: object) -> None:
-    """SIGTERM ends a command in the manner of Ctrl-C."""
-    from store.errors import Terminated
-
-    raise Terminated
 
 
 def _usage(error: TyperException) -> int:
