@@ -27,7 +27,7 @@ from tests.flows.desks import AtDesk, command, environment_in, post
 from tests.flows.server import configured, free_port, get, serving, wait_for
 from tests.stages.clips import write_clip
 
-SHORT, LONG = 40, 400  # inversion steps; a long run lasts until it is stopped
+SHORT, LONG = 20, 400  # inversion steps; a long run lasts until it is stopped
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
 
@@ -123,8 +123,8 @@ def test_a_direct_run_in_the_background_is_cancelled_inside_its_edit_and_the_nex
 ) -> None:
     """`tf cancel` from another terminal, within ten seconds; a run that was never disturbed has the same bytes."""
     prompt = "stopped inside the edit"
-    assert desk.tf(*asked(prompt, 6, "--steps", 60, store="calm", ), "--engine", "direct").code == 0  # fmt: skip
-    process = begun(desk, asked(prompt, 6, "--steps", 60), ignoring=True)
+    assert desk.tf(*asked(prompt, 60, "--steps", 60, store="calm"), "--engine", "direct").code == 0
+    process = begun(desk, asked(prompt, 60, "--steps", 60), ignoring=True)
     run = reached(desk.api, prompt, "edit")
     began = time.monotonic()
     desk.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
@@ -134,7 +134,7 @@ def test_a_direct_run_in_the_background_is_cancelled_inside_its_edit_and_the_nex
     assert ended(desk.api, run)[0] == "CANCELLED"
     kept = digests(tmp_path / "store")
     assert len(kept) >= 4
-    again = desk.tf(*asked(prompt, 6, "--steps", 60), "--json")
+    again = desk.tf(*asked(prompt, 60, "--steps", 60), "--json")
     assert again.code == 0, again.err
     assert {stage["key"] for stage in again.json["stages"] if stage["hit"]} >= kept.keys()
     assert digests(tmp_path / "store") == digests(tmp_path / "calm")
@@ -287,13 +287,6 @@ def test_a_run_and_who_watches_it_go_on_when_the_server_is_started_again(
         _, seen = watching.communicate(timeout=60)
         assert watching.returncode == 0, seen
         assert "does not answer; waiting for it" in seen
-        process = begun(desk, asked("left alone", LONG, store="other"))
-        run = reached(api, "left alone", "invert")
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)  # with nobody there to be told
-    _, said = process.communicate(timeout=120)
-    assert time.monotonic() - began < 30
-    assert (process.returncode, said.count("\n")) == (130, 1), said
 
 
 Answers = Callable[[str], tuple[int, str]]
