@@ -890,6 +890,7 @@ def main() -> None:
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("tf: %(message)s"))
     logging.getLogger("store").addHandler(warnings)
+    logging.raiseExceptions = False  # that a server which is away takes no log is not told on the terminal
     terminated: list[int] = []
 
     def terminate(number: int, _frame: object) -> None:
@@ -906,6 +907,12 @@ def main() -> None:
         raise SystemExit(_usage(error)) from None
     except typer.Abort:
         code = 130
+    except SystemExit as ended:
+        if ended.code in (130, 143) and "prefect" in sys.modules:
+            from flows.cancelling import leave
+
+            leave(ended.code)
+        raise
     if code == 130:  # typer's own answer to a signal outside of a command's work: nothing was said yet
         from store.errors import Terminated
 

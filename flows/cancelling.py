@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -15,8 +16,9 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from flows.engine import answers
 from store.errors import Terminated
 
 SECONDS_BETWEEN_LOOKS = 3  # at whether the run is to be cancelled
@@ -100,7 +102,24 @@ def cancellable() -> Iterator[None]:
 
 def impatient() -> AbstractContextManager[Any]:
     """Who presses Ctrl-C waits for no server that is away: Prefect is told within seconds, or not at all."""
-    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2})
+    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0 if _server_is_away() else 2})
+
+
+def leave(code: int) -> None:
+    """End this process with `code`, now, where its end would wait for a server that is away.
+
+    Differs from an ordinary end: at that, Prefect tries for ten seconds to send each event of the run once more.
+    """
+    if _server_is_away():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _server_is_away() -> bool:
+    """Whether there is a server that this process is to tell things, and it does not answer."""
+    url = PREFECT_API_URL.value()
+    return url is not None and not answers(url)
 
 
 def _is_to_stop(run_id: UUID) -> bool:

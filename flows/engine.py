@@ -39,6 +39,7 @@ DEFAULTS = {  # of Prefect's settings, where the user has none of their own
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; a run that misses four counts for dead
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # logs reach the API; the terminal shows our own lines
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # else each event that a server misses is a page on the terminal
 }
 
 

@@ -268,8 +268,8 @@ def at_server(desk: AtDesk) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_and_who_watches_it_go_on_when_the_server_is_started_again(
-    asked: Asked, tmp_path: Path, clip: Path
+def test_a_run_and_who_watches_it_go_on_when_the_server_is_started_again_and_ctrl_c_does_not_wait_for_one(
+    asked: Asked, tmp_path: Path
 ) -> None:
     home, port = tmp_path / "server", free_port()
     home.mkdir()
@@ -287,6 +287,12 @@ def test_a_run_and_who_watches_it_go_on_when_the_server_is_started_again(
         _, seen = watching.communicate(timeout=60)
         assert watching.returncode == 0, seen
         assert "does not answer; waiting for it" in seen
+        process = begun(desk, asked("left alone", LONG))
+        reached(api, "left alone", "invert")
+    time.sleep(10)  # so that there is much that Prefect could not tell
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.count("\n")) == (130, 1), said
 
 
 Answers = Callable[[str], tuple[int, str]]
