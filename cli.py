@@ -922,7 +922,7 @@ def main() -> None:
         code = app(prog_name="tf", standalone_mode=False)
     except TyperException as error:
         raise SystemExit(_usage(error)) from None
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):  # typer's own answer, and what comes before typer listens
         code = 130
     except SystemExit as ended:
         if ended.code in (130, 143) and "prefect" in sys.modules:
@@ -930,7 +930,7 @@ def main() -> None:
 
             leave(ended.code)
         raise
-    if code == 130:  # typer's own answer to a signal outside of a command's work: nothing was said yet
+    if code == 130:  # a signal outside of a command's work: nothing was said yet
         from store.errors import Terminated
 
         code = explained(Terminated() if terminated else KeyboardInterrupt())
