@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages import decode_frames, extract_tokens, invert_frames, match_tokens
+from stages import control_frames, decode_frames, extract_tokens, invert_frames, match_tokens
 from store.artifact import Artifact
 from store.schemas import Blocks
 
+from .plan import Node
 from .tasks import Along, Session, Step, counted
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Prepared:
     latents: Step
     tokens: Step
     field: Step
+    controls: list[Step]  # per ControlNet its control images
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,17 @@ def prepare(session: Session) -> Prepared:
         source = extract_tokens.SourcePass(plan.extract.spec, latents, plan.timesteps, session.backbone, put)
         return match(part, Extracted(source, put))
 
+    def control(node: Node) -> Step:
+        def see(part: range, frames: Artifact) -> Blocks:
+            return counted(control_frames.run(node.spec, part, frames=frames), session.progress)
+
+        def take(part: range) -> Blocks:
+            pictures = decode_frames.run(plan.decode.spec, part, video=plan.controls.videos[node.key.hex])
+            given = control_frames.run_given(node.spec, part, pictures=pictures, frames=plan.frames)
+            return counted(given, session.progress)
+
+        return session.stage(node, take) if node.spec.detector == "given" else session.stage(node, see, frames=frames)
+
     frames = session.stage(plan.decode, decode)
     latents = session.stage(plan.invert, invert, prompts=(plan.config.source_prompt,), frames=frames)
     tokens = session.stage(plan.extract, extract, latents=latents)
@@ -79,7 +92,8 @@ def prepare(session: Session) -> Prepared:
         field = session.stage(plan.match, match_stored, tokens=tokens)
     else:  # all tokens would not fit the budget: they are matched one timestep at a time, and never touch the disk
         field = session.fused(plan.match, plan.extract, match_as_extracted, latents=latents)
-    return Prepared(frames, latents, tokens, field)
+    controls = {node.key.hex: control(node) for node in plan.controls.nodes}
+    return Prepared(frames, latents, tokens, field, [controls[node.key.hex] for node in plan.controls.shown])
 
 
 def prepare_all(session: Session) -> list[Artifact]:

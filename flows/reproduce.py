@@ -37,7 +37,8 @@ def plan_again(
     )
     plan = Plan(_config(sidecar, place, name), runtime, store)
     plan.notes = [note for note in (other_software(sidecar),) if note]
-    for node, then in zip(plan.nodes, sidecar.recipes, strict=True):
+    every = [node for node in plan.nodes if node not in plan.controls.nodes]
+    for node, then in zip(every, sidecar.recipes, strict=True):
         _check_recipe(then, node.key, sidecar, file)
     return plan, sidecar
 

@@ -88,8 +88,8 @@ class SpreadEngine(PrefectEngine):
         self.there, self.api = there, api
 
     def work(self, node: Node, parts: list[range], do: Callable[[range], None]) -> None:
-        """Have all parts done; those of decoding here, where the file is."""
-        if node.stage == "decode_frames":
+        """Have all parts done; those of decoding and of control images here, where the files are."""
+        if node.stage in ("decode_frames", "control_frames"):
             super().work(node, parts, do)
             return
         for draft in self.walk.session.open_drafts.values():
