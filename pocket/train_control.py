@@ -14,21 +14,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pocket import control_folder, model_folder
+from pocket.edges import edges
 from pocket.score import load_pipeline
 from pocket.train import CONTEXT, Recipe, Worker, attributes_of, fit, painted, seeded, sentence_of
 from pocket.world import sample_scenes
 
-__all__ = ["THRESHOLDS", "ControlRecipe", "edges", "export", "new_control", "train_control"]
-
-THRESHOLDS = (100, 200)  # Canny's, the customary ones
+__all__ = ["ControlRecipe", "export", "new_control", "train_control"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +43,6 @@ class ControlRecipe:
 
 TINY = ControlRecipe(size=32, images=16, steps=8, batch=2, save_every=4)
 """A recipe of seconds, which learns nothing: for trying the machinery."""
-
-
-def edges(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Canny edges, 0 or 255, (frame, height, width) of pictures rgb (frame, height, width, channel) uint8."""
-    return np.stack([cv2.Canny(np.ascontiguousarray(picture), *THRESHOLDS) for picture in rgb])
 
 
 def new_control(pipeline: StableDiffusionPipeline) -> ControlNetModel:

@@ -19,7 +19,7 @@ from flows.reproduce import plan_again
 from stages.control_frames import canny
 from store.errors import InputError
 from store.store import Store
-from tests.flows.runs import Executed, computed, edit, small_clip
+from tests.flows.runs import Executed, computed, edit
 from tests.stages.clips import write_clip
 
 Plans = Callable[..., Plan]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pocket.train_control import THRESHOLDS, edges
+from pocket.edges import THRESHOLDS, edges
 from stages import control_frames
 from stages.backbones.stable_diffusion import StableDiffusion
 from stages.control_frames import canny
