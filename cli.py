@@ -86,10 +86,23 @@ def edit_options(
         str | None, typer.Option(metavar="NAME", help="ddim, or dpmpp_2m: of second order, for fewer steps.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the keyframe schedule and of an editor's noise.")] = 0,
-    editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp or sdedit.")] = "pnp",
+    editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp, sdedit or controlnet.")] = "pnp",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the editor, e.g. feature=0.6.")
     ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND[:MODEL][:STRENGTH[:START-STOP]]",
+            help="For --editor controlnet: canny, softedge, depth, openpose or given, such as canny:DIR:0.8.",
+        ),
+    ] = None,
+    control_video: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE|DIR", help="Control images of a --control given, one per frame.")
+    ] = None,
+    canny_thresholds: Annotated[
+        str, typer.Option(metavar="LOW-HIGH", help="Of the edges that --control canny finds.")
+    ] = "100-200",
     guidance_scale: Annotated[
         float | None,
         typer.Option(help="Classifier-free guidance, 1 is none; 7.5 or what the model advises without it."),
@@ -151,13 +164,18 @@ def edit_options(
 def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     """What is asked, and how it is done, from the values of `edit_options` by name."""
     from flows.config import EditConfig, make_config, make_runtime, parse_bytes, parse_settings
+    from flows.controls import parse_controls
     from flows.presets import with_preset
 
     named = {name: given[name] for name in given if name in EditConfig.model_fields}
     if given["keep_background"]:
         named["mask_from"] = named["mask_from"] or f"cross-attention:{given['keep_background']}"
     asked = with_preset(given["preset"], named)
-    own = {"prompts": tuple(given["prompt"] or ()), "editor_settings": parse_settings(given["set_"] or [])}
+    own: dict[str, Any] = {
+        "prompts": tuple(given["prompt"] or ()),
+        "editor_settings": parse_settings(given["set_"] or []),
+    }
+    own["controls"] = parse_controls(given["control"] or (), given["control_video"] or (), given["canny_thresholds"])
     budget = parse_bytes(given["token_budget"])
     runtime = make_runtime(
         device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],

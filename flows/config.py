@@ -18,6 +18,7 @@ from store.errors import InputError
 from store.guard import CONTROLS
 from store.schemas import Frozen
 
+from .controls import Control
 from .presets import PRESETS
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -106,6 +107,9 @@ class EditConfig(Frozen):
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)
     editor: str = Field("pnp", title="Editor", description="the editing base", json_schema_extra=editor_names)
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings", description="its own settings by name")
+    controls: tuple[Control, ...] = Field(
+        (), title="Controls", description="of the editor controlnet: what holds the layout", max_length=8
+    )
     guidance_scale: float | None = Field(
         None, title="Guidance scale", description="1 is none; 7.5 or what the model advises without it", ge=0, le=100
     )

@@ -36,22 +36,24 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
     source: dict[str, Any] = {"latents": prepared.latents, "field": prepared.field, "tokens": prepared.tokens}
     if prepared.mask is not None:
         source["mask"] = prepared.mask
+    source |= {f"control_{number}": step for number, step in enumerate(prepared.controls)}
 
     def keyframes(part: range, scratch: Kept, **inputs: Artifact) -> Blocks:
         return edit_keyframes.run(
-            keyframe_node.spec, part, timesteps=plan.timesteps, backbone=session.backbone, scratch=scratch, **inputs
-        )
+            keyframe_node.spec, part, timesteps=plan.timesteps, backbone=session.backbone, scratch=scratch,
+            **_gathered(inputs),
+        )  # fmt: skip
 
     def propagate(part: range, scratch: Kept, **inputs: Artifact) -> Blocks:
         return propagate_tokens.run(
             edit_node.spec, part, edit=keyframe_node.spec, timesteps=plan.timesteps, backbone=session.backbone,
-            scratch=scratch, **inputs,
+            scratch=scratch, **_gathered(inputs),
         )  # fmt: skip
 
     def together(part: range, put: Along, scratch: Kept, **inputs: Artifact) -> Blocks:
         return propagate_tokens.run_whole(
             edit_node.spec, part, edit=keyframe_node.spec, timesteps=plan.timesteps, backbone=session.backbone,
-            put_keyframes=put, editing_keyframes=put.working, scratch=scratch, **inputs,
+            put_keyframes=put, editing_keyframes=put.working, scratch=scratch, **_gathered(inputs),
         )  # fmt: skip
 
     prompts = (keyframe_node.spec.prompt, keyframe_node.spec.negative_prompt)
@@ -67,3 +69,9 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
         return continued() if session.find(keyframe_node) else at_once()
 
     return keyframe_edit, Step(session, edit_node, propagated)
+
+
+def _gathered(inputs: dict[str, Artifact]) -> dict[str, Any]:
+    """The inputs of an edit by role, the control images of its ControlNets as one list."""
+    controls = [inputs[role] for role in sorted(inputs) if role.startswith("control_")]
+    return {role: held for role, held in inputs.items() if not role.startswith("control_")} | {"controls": controls}
