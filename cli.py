@@ -62,7 +62,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def edit_options(
-    video: Annotated[Path, typer.Argument(help="The video to edit.")],
+    video: Annotated[Path | None, typer.Argument(help="The video to edit.", show_default=False)] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What the edit shows; give it again for another edit.")
     ] = None,
@@ -125,6 +125,14 @@ def edit_options(
     address: Annotated[
         str | None, typer.Option(metavar="URL", help="Of the Dask scheduler or Ray cluster; two workers here without.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Options by name, and the video; what is said here wins."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|CLIP", help="All that an earlier run was asked, but for what is said here."),
+    ] = None,
     store: StoreOption = None,
     cache_size: CacheOption = None,
 ) -> "Plan":
@@ -165,10 +173,10 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
     own = [p for p in named.values() if p.name not in ("plan", "given")]
     shared = list(inspect.signature(edit_options).parameters.values()) if len(own) < len(named) else []
 
-    def guarded(**given: Any) -> None:
+    def guarded(context: typer.Context, **given: Any) -> None:
         try:
             arguments = {p.name: given[p.name] for p in own}
-            options = {p.name: given[p.name] for p in shared}
+            options = _complete({p.name: given[p.name] for p in shared}, context) if shared else {}
             if "plan" in named:
                 arguments["plan"] = edit_options(**options)
             if "given" in named:
@@ -177,10 +185,22 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
         except (Exception, KeyboardInterrupt) as error:
             raise SystemExit(explained(error)) from None
 
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in [*shared, *own]]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *(p.replace(kind=p.KEYWORD_ONLY) for p in [*shared, *own])]
     guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     guarded.__doc__, guarded.__name__ = function.__doc__, function.__name__
     return of.command(function.__name__.rstrip("_"))(guarded)
+
+
+def _complete(options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """The edit options with those of --config and --like where nothing was said on the command line."""
+    if options["video"] and not (options["config"] or options["like"]):
+        return options
+    from flows.options import completed
+
+    sources = {name: context.get_parameter_source(name) for name in options}
+    said = frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
+    return completed(options, said, open_store)
 
 
 def inspection(function: Callable[..., None]) -> Callable[..., None]:
