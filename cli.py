@@ -373,6 +373,55 @@ def eval_(
         print(file)
 
 
+@command
+def sweep(
+    given: dict[str, Any],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text file with a prompt on each line, beside any --prompt.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=V,V…", help="Values of an option to try, or of an editor's: pnp.attention=0.3,0.5."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The folder; VIDEO-sweep without it.")
+    ] = None,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what would be shared and computed.")
+    ] = False,
+    clip_model: Annotated[
+        str | None, typer.Option(metavar="ID|DIR", help="A CLIP model, to score text alignment and consistency.")
+    ] = None,
+    flow: Annotated[str, typer.Option(help="Optical flow where the true one is unknown: auto, raft or dis.")] = "auto",
+    engine: EngineOption = "direct",
+    as_json: JsonOption = False,
+) -> None:
+    """Edit a video in every combination of prompts and settings, and lay them side by side to choose from."""
+    from flows.run_sweep import plan_sweep, run_sweep
+    from flows.terminal import Bars, say, stdout, sweep_plan_table, sweep_table
+
+    runtime = configs(given | {"prompt": given["prompt"] or ["-"]})[1]
+    planned = plan_sweep(given, _changed(given), prompts, grid or (), runtime, open_store(given["store"]))
+    if only_plan:
+        if as_json:
+            print_json(planned.to_json())
+            return
+        stdout.print(sweep_plan_table(planned.ahead))
+        print(planned.ahead.sentence())
+        return
+    with Bars() as bars:
+        swept = run_sweep(planned, output, {"flow": flow, "clip_model": clip_model}, _checked_engine(engine), say, bars)
+    if as_json:
+        print_json(swept.to_json())
+    else:
+        stdout.print(sweep_table(swept))
+        for file in swept.files.values():
+            print(file)
+    if swept.failed:
+        say(f"{len(swept.failed)} of {len(swept.edits)} edits could not be made; the page says why")
+        raise SystemExit(1)
+
+
 def _changed(given: dict[str, Any]) -> list[str]:
     """Options of an edit that were given another value than the one they have without being given."""
     defaults = {p.name: p.default for p in inspect.signature(edit_options).parameters.values()}
@@ -863,19 +912,24 @@ def _detach(plan: "Plan", output: Path | None, as_json: bool) -> None:
 def _performed(name: str, plan: "Plan", output: Path | None, engine: str) -> "Result":
     """Run an edit or a preview with progress on stderr."""
     import flows.run
-    from flows.engine import Wanted
     from flows.terminal import Bars, say
+
+    for note in plan.notes:
+        say(note)
+    with Bars() as bars:
+        result: Result = getattr(flows.run, name)(plan, output, _checked_engine(engine), bars)
+    for note in result.notes:
+        say(note)
+    return result
+
+
+def _checked_engine(engine: str) -> Any:
+    from flows.engine import Wanted
     from store.errors import InputError
 
     if engine not in get_args(Wanted):
         raise InputError(f"--engine {engine!r}: have {', '.join(get_args(Wanted))}")
-    for note in plan.notes:
-        say(note)
-    with Bars() as bars:
-        result: Result = getattr(flows.run, name)(plan, output, engine, bars)
-    for note in result.notes:
-        say(note)
-    return result
+    return engine
 
 
 def _print_result(result: "Result", as_json: bool, **more: Any) -> None:
