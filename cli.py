@@ -386,9 +386,7 @@ def sweep(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="The folder; VIDEO-sweep without it.")
     ] = None,
-    only_plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what would be shared and computed.")
-    ] = False,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Only say what would be shared and computed.")] = False,
     clip_model: Annotated[
         str | None, typer.Option(metavar="ID|DIR", help="A CLIP model, to score text alignment and consistency.")
     ] = None,

@@ -159,6 +159,8 @@ def combine(
     raises   InputError, naming the combination, where one cannot be used, and where they are too many
     """
     asked, tried = list(dict.fromkeys(prompts)), choices(axes, str(options.get("editor", "pnp")))
+    if not asked:
+        raise InputError("there is no prompt: give a file of them with --prompts FILE, or --prompt TEXT")
     if len(asked) * len(tried) > MOST_EDITS:
         raise InputError(
             f"a sweep of {len(asked)} prompts × {len(tried)} settings is {len(asked) * len(tried)} edits; one may have "

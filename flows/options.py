@@ -73,14 +73,20 @@ def completed(
     raises   InputError for a file or a run that cannot be used, and where no video is named at all
     """
     anew = options_of({name: value for name, value in given.items() if name in said})
-    if given["config"] is not None:
-        anew = over(read_options(given["config"]), anew)
-    if given["like"] is not None:
-        anew = over(options_like(open_store(given["store"]), given["like"], "video" not in anew), anew)
-    found = {**given, **given_of(anew)}
+    asked = layered(anew, given["config"], given["like"], lambda: open_store(given["store"]))
+    found = {**given, **given_of(asked)}
     if found["video"] is None:
         raise InputError("missing argument VIDEO: name the video, or --config FILE.toml or --like RUN that does")
     return found
+
+
+def layered(anew: Options, config: Path | None, like: str | None, open_store: Callable[[], Store]) -> Options:
+    """What is said anew, over a file of options, over an earlier run."""
+    if config is not None:
+        anew = over(read_options(config), anew)
+    if like is not None:
+        anew = over(options_like(open_store(), like, with_video="video" not in anew), anew)
+    return anew
 
 
 def read_options(file: Path) -> Options:

@@ -17,7 +17,7 @@ from .engine import Wanted
 from .grid import Combination, Forecast, combine, forecast, read_axes, read_prompts
 from .options import options_of
 from .suite import Metrics
-from .sweep import Say, Sweep, Swept
+from .sweep import Say, Sweep, Swept, unheard
 from .tasks import Progress
 
 
@@ -64,15 +64,13 @@ def plan_sweep(
         if f"--{axis.name.replace('_', '-')}" in changed:
             raise InputError(f"--grid varies {axis.name}, and --{axis.name.replace('_', '-')} sets it; leave one out")
     asked = [*(given["prompt"] or ()), *(read_prompts(prompts) if prompts else ())]
-    if not asked:
-        raise InputError("there is no prompt: give a file of them with --prompts FILE, or --prompt TEXT")
     combinations = combine(options_of(given), asked, axes, runtime, store)
     return Planned(combinations, forecast(combinations), store)
 
 
 def run_sweep(
-    planned: Planned, output: Path | None, metrics: Mapping[str, Any], engine: Wanted, say: Say,
-    progress: Progress | None = None,
+    planned: Planned, output: Path | None, metrics: Mapping[str, Any], engine: Wanted,
+    say: Say = unheard, progress: Progress | None = None,
 ) -> Swept:  # fmt: skip
     """Make the edits, and write clips, sheet, page and tables into `output`, `<video>-sweep` without it."""
     try:

@@ -53,8 +53,8 @@ class Scorer:
             f"scores {VERSION}", edit.digest, frames.digest, plan.model.key, self.estimator.name,
             self._truth(plan.config.video), self._clip_identity, prompt,
         ])  # fmt: skip
-        kept = self.store.remembered(what, lambda: self._measured(plan, edit, frames, prompt))
-        return dict(kept) if isinstance(kept, dict) else {}
+        kept: Any = self.store.remembered(what, lambda: self._measured(plan, edit, frames, prompt))
+        return dict(kept)
 
     def _measured(self, plan: Plan, edit: Artifact, frames: Artifact, prompt: str) -> dict[str, Any]:
         known, edited = self._known_of(plan, frames), edit["rgb"][:]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,8 +31,15 @@ from .suite import Metrics
 from .sweep_page import write_page
 from .tasks import Progress
 
+if TYPE_CHECKING:
+    import xarray
+
 Say = Callable[[str], None]
 SHEET_COLUMNS, SHEET_ROWS = 8, 60  # frames in a row; edits on one picture
+
+
+def unheard(sentence: str) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,12 @@ class Edited:
     seconds: float = 0.0
     run: str | None = None
     fault: str | None = None
+
+    @property
+    def line(self) -> str:
+        """What was asked and its scores, in one line."""
+        scores = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in self.scores.items())
+        return f"{self.combination.label}   {scores}"
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `sweep.json`; the file is relative to its folder."""
@@ -69,6 +82,12 @@ class Swept:
     files: dict[str, str]
     store: str
 
+    def dataset(self) -> xarray.Dataset:
+        """The table of edits and their scores, along the dimension `row`."""
+        import xarray
+
+        return xarray.open_zarr(self.files["zarr"], chunks=None)
+
     @property
     def failed(self) -> list[Edited]:
         """Edits that could not be made."""
@@ -87,7 +106,7 @@ class Sweep:
 
     def __init__(
         self, combinations: Sequence[Combination], store: Store, folder: Path, metrics: Metrics,
-        engine: Wanted = "direct", say: Say = lambda sentence: None, progress: Progress | None = None,
+        engine: Wanted = "direct", say: Say = unheard, progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.combinations, self.store, self.engine = combinations, store, engine
         self.say, self.progress = say, progress
@@ -194,10 +213,10 @@ class Sweep:
         """`sheet.png`, and `sheet-2.png` … where there are more edits than one picture holds."""
         made, files = self._made(), {}
         for number, start in enumerate(range(0, len(made), SHEET_ROWS), 1):
-            chosen = [each.combination for each in made[start : start + SHEET_ROWS]]
+            chosen = made[start : start + SHEET_ROWS]
             name = "sheet" if number == 1 else f"sheet-{number}"
-            rows = [("source", _shown(self._artifacts(chosen[0])[1]))]
-            rows += [(each.label, _shown(self._artifacts(each)[0])) for each in chosen]
+            rows = [("source", _shown(self._artifacts(chosen[0].combination)[1]))]
+            rows += [(each.line, _shown(self._artifacts(each.combination)[0])) for each in chosen]
             save_png(contact_sheet(rows, columns=SHEET_COLUMNS), self.folder / f"{name}.png")
             files[name] = str(self.folder / f"{name}.png")
         return files
