@@ -31,7 +31,11 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Have help() and a notebook show every option by name, with its default, where the function takes **options."""
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
     fields = {**EditConfig.model_fields, **RuntimeConfig.model_fields}
-    options = [("preset", Preset, "balanced"), ("config", Path | None, None), ("like", str | None, None)]
+    options: list[tuple[str, Any, Any]] = [
+        ("preset", Preset, "balanced"),
+        ("config", Path | None, None),
+        ("like", str | None, None),
+    ]
     options += [(name, field.annotation, field.default) for name, field in fields.items() if name not in NAMED]
     shown = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
