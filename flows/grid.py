@@ -19,6 +19,7 @@ from store.store import Store
 from .config import EditConfig, RuntimeConfig, check_texts
 from .options import Options, config_of
 from .plan import Node, Plan
+from .videos import KnownVideo
 
 MOST_EDITS = 1000  # of one sweep
 NOT_TRIED = ("video", "prompts", "editor_settings")  # what a grid does not vary under these names
@@ -167,9 +168,10 @@ def combine(
             f"{MOST_EDITS}: make several of it"
         )
     check_texts(*asked)
+    video = KnownVideo.of(Path(options["video"]), store)
     found: dict[str, Combination] = {}
     for number, (choice, prompt) in enumerate(product(tried, asked), 1):
-        each = Combination(number, prompt, choice, _plan(options, prompt, choice, runtime, store))
+        each = Combination(number, prompt, choice, _plan(options, prompt, choice, runtime, store, video))
         found.setdefault(each.edit.key.hex, each)
     return _ordered([*found.values()])
 
@@ -204,9 +206,11 @@ def named(prompt: str, choice: Mapping[str, Any]) -> str:
     return " · ".join([prompt, *(f"{name} {value}" for name, value in choice.items())])
 
 
-def _plan(options: Options, prompt: str, choice: Choice, runtime: RuntimeConfig, store: Store) -> Plan:
+def _plan(
+    options: Options, prompt: str, choice: Choice, runtime: RuntimeConfig, store: Store, video: KnownVideo
+) -> Plan:
     try:
-        return Plan(config_of({**with_choice(options, choice), "prompts": (prompt,)}), runtime, store)
+        return Plan(config_of({**with_choice(options, choice), "prompts": (prompt,)}), runtime, store, video)
     except InputError as error:
         if not choice:
             raise
