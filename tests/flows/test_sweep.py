@@ -82,6 +82,7 @@ def test_the_folder_holds_what_one_chooses_from(tf: Tf, prompts: list[str | Path
     assert len(list(Path("out").glob("source-*.mp4"))) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(tf: Tf, prompts: list[str | Path]) -> None:  # noqa: F811
     arguments = ["sweep", "clip.mp4", "--model", tf.model, "--steps", "4", "--keyframe-interval", "3", *prompts, *GRID]
     command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments), "-o", "out"]
