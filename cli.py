@@ -102,6 +102,20 @@ def edit_options(
         int | None, typer.Option(help="Every how many steps deep features are computed anew; 1: at every step.")
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="VIDEO|FOLDER|PICTURE", help="White is edited, black is kept as in the source."),
+    ] = None,
+    mask_from: Annotated[
+        str | None,
+        typer.Option(metavar="cross-attention:WORD", help="Edit what a word of the source prompt names, nothing else."),
+    ] = None,
+    keep_background: Annotated[
+        str | None, typer.Option(metavar="WORD", help="Short for --mask-from cross-attention:WORD.")
+    ] = None,
+    mask_feather: Annotated[
+        int | None, typer.Option(help="Width of the mask's soft edge in pixels; that of a latent pixel without it.")
+    ] = None,
     keyframe_interval: Annotated[int, typer.Option(help="Frames per keyframe.")] = 8,
     keyframe_offsets: Annotated[
         int | None, typer.Option(help="Places in an interval that a keyframe may have; 2 without it.")
@@ -147,7 +161,10 @@ def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     from flows.config import EditConfig, make_config, make_runtime, parse_bytes, parse_settings
     from flows.presets import with_preset
 
-    asked = with_preset(given["preset"], {name: given[name] for name in given if name in EditConfig.model_fields})
+    named = {name: given[name] for name in given if name in EditConfig.model_fields}
+    if given["keep_background"]:
+        named["mask_from"] = named["mask_from"] or f"cross-attention:{given['keep_background']}"
+    asked = with_preset(given["preset"], named)
     own = {"prompts": tuple(given["prompt"] or ()), "editor_settings": parse_settings(given["set_"] or [])}
     budget = parse_bytes(given["token_budget"])
     runtime = make_runtime(
@@ -977,7 +994,7 @@ def main() -> None:
         code = app(prog_name="tf", standalone_mode=False)
     except TyperException as error:
         raise SystemExit(_usage(error)) from None
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):  # typer's own answer, and what comes before typer listens
         code = 130
     except SystemExit as ended:
         if ended.code in (130, 143) and "prefect" in sys.modules:
@@ -985,7 +1002,7 @@ def main() -> None:
 
             leave(ended.code)
         raise
-    if code == 130:  # typer's own answer to a signal outside of a command's work: nothing was said yet
+    if code == 130:  # a signal outside of a command's work: nothing was said yet
         from store.errors import Terminated
 
         code = explained(Terminated() if terminated else KeyboardInterrupt())

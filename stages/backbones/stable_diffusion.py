@@ -166,6 +166,14 @@ class StableDiffusion:
         ids = tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids
         return str(tokenizer.decode(ids[tokenizer.model_max_length - 2 :])).strip()
 
+    def word_places(self, prompt: str, words: str) -> list[int]:
+        """Where `words`, one or several that follow each other, stand among the tokens of `prompt`."""
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(prompt, truncation=True, verbose=False).input_ids
+        wanted = tokenizer(words, add_special_tokens=False, verbose=False).input_ids
+        found = [n for n in range(len(ids) - len(wanted) + 1) if ids[n : n + len(wanted)] == wanted]
+        return [place for first in found for place in range(first, first + len(wanted))] if wanted else []
+
     def predict_noise(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
         """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""
         dtype = self.runtime.dtype
