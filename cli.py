@@ -62,7 +62,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def edit_options(
-    video: Annotated[Path, typer.Argument(help="The video to edit.")],
+    video: Annotated[Path | None, typer.Argument(help="The video to edit.", show_default=False)] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What the edit shows; give it again for another edit.")
     ] = None,
@@ -152,6 +152,14 @@ def edit_options(
     address: Annotated[
         str | None, typer.Option(metavar="URL", help="Of the Dask scheduler or Ray cluster; two workers here without.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Options by name, and the video; what is said here wins."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|CLIP", help="All that an earlier run was asked, but for what is said here."),
+    ] = None,
     store: StoreOption = None,
     cache_size: CacheOption = None,
 ) -> "Plan":
@@ -200,10 +208,10 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
     own = [p for p in named.values() if p.name not in ("plan", "given")]
     shared = list(inspect.signature(edit_options).parameters.values()) if len(own) < len(named) else []
 
-    def guarded(**given: Any) -> None:
+    def guarded(context: typer.Context, **given: Any) -> None:
         try:
             arguments = {p.name: given[p.name] for p in own}
-            options = {p.name: given[p.name] for p in shared}
+            options = _complete({p.name: given[p.name] for p in shared}, context) if shared else {}
             if "plan" in named:
                 arguments["plan"] = edit_options(**options)
             if "given" in named:
@@ -212,10 +220,22 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
         except (Exception, KeyboardInterrupt) as error:
             raise SystemExit(explained(error)) from None
 
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in [*shared, *own]]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *(p.replace(kind=p.KEYWORD_ONLY) for p in [*shared, *own])]
     guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     guarded.__doc__, guarded.__name__ = function.__doc__, function.__name__
     return of.command(function.__name__.rstrip("_"))(guarded)
+
+
+def _complete(options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """The edit options with those of --config and --like where nothing was said on the command line."""
+    if options["video"] and not (options["config"] or options["like"]):
+        return options
+    from flows.options import completed
+
+    sources = {name: context.get_parameter_source(name) for name in options}
+    said = frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
+    return completed(options, said, open_store)
 
 
 def inspection(function: Callable[..., None]) -> Callable[..., None]:
@@ -386,6 +406,53 @@ def eval_(
         stdout.print(f"  {sentence}")
     for file in files.values():
         print(file)
+
+
+@command
+def sweep(
+    given: dict[str, Any],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text file with a prompt on each line, beside any --prompt.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=V,V…", help="Values of an option to try, or of an editor's: pnp.attention=0.3,0.5."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The folder; VIDEO-sweep without it.")
+    ] = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Only say what would be shared and computed.")] = False,
+    clip_model: Annotated[
+        str | None, typer.Option(metavar="ID|DIR", help="A CLIP model, to score text alignment and consistency.")
+    ] = None,
+    flow: Annotated[str, typer.Option(help="Optical flow where the true one is unknown: auto, raft or dis.")] = "auto",
+    engine: EngineOption = "direct",
+    as_json: JsonOption = False,
+) -> None:
+    """Edit a video in every combination of prompts and settings, and lay them side by side to choose from."""
+    from flows.run_sweep import plan_sweep, run_sweep
+    from flows.terminal import Bars, say, stdout, sweep_plan_table, sweep_table
+
+    runtime = configs(given | {"prompt": given["prompt"] or ["-"]})[1]
+    planned = plan_sweep(given, _changed(given), prompts, grid or (), runtime, open_store(given["store"]))
+    if only_plan:
+        if as_json:
+            print_json(planned.to_json())
+            return
+        stdout.print(sweep_plan_table(planned.ahead))
+        print(planned.ahead.sentence())
+        return
+    with Bars() as bars:
+        swept = run_sweep(planned, output, {"flow": flow, "clip_model": clip_model}, _checked_engine(engine), say, bars)
+    if as_json:
+        print_json(swept.to_json())
+    else:
+        stdout.print(sweep_table(swept))
+        for file in swept.files.values():
+            print(file)
+    if swept.failed:
+        say(f"{len(swept.failed)} of {len(swept.edits)} edits could not be made; the page says why")
+        raise SystemExit(1)
 
 
 def _changed(given: dict[str, Any]) -> list[str]:
@@ -878,19 +945,24 @@ def _detach(plan: "Plan", output: Path | None, as_json: bool) -> None:
 def _performed(name: str, plan: "Plan", output: Path | None, engine: str) -> "Result":
     """Run an edit or a preview with progress on stderr."""
     import flows.run
-    from flows.engine import Wanted
     from flows.terminal import Bars, say
+
+    for note in plan.notes:
+        say(note)
+    with Bars() as bars:
+        result: Result = getattr(flows.run, name)(plan, output, _checked_engine(engine), bars)
+    for note in result.notes:
+        say(note)
+    return result
+
+
+def _checked_engine(engine: str) -> Any:
+    from flows.engine import Wanted
     from store.errors import InputError
 
     if engine not in get_args(Wanted):
         raise InputError(f"--engine {engine!r}: have {', '.join(get_args(Wanted))}")
-    for note in plan.notes:
-        say(note)
-    with Bars() as bars:
-        result: Result = getattr(flows.run, name)(plan, output, engine, bars)
-    for note in result.notes:
-        say(note)
-    return result
+    return engine
 
 
 def _print_result(result: "Result", as_json: bool, **more: Any) -> None:
