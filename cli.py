@@ -106,6 +106,10 @@ def edit_options(
     keyframe_offsets: Annotated[
         int | None, typer.Option(help="Places in an interval that a keyframe may have; 2 without it.")
     ] = None,
+    cuts: Annotated[
+        str,
+        typer.Option(metavar="auto|none|N,N…", help="Where new shots begin: as found, nowhere, or at these frames."),
+    ] = "auto",
     attended_keyframes: Annotated[int, typer.Option(help="Beyond so many, not all keyframes attend to all.")] = 8,
     blend: Annotated[
         str, typer.Option(help="How two keyframes are mixed: linear, sigmoid, nearest or previous.")

@@ -122,6 +122,11 @@ class EditConfig(Frozen):
     keyframe_offsets: int = Field(
         2, title="Keyframe offsets", description="places in an interval a keyframe may have", ge=1, le=64
     )
+    cuts: str = Field(
+        "auto", title="Cuts", description="auto, none, or frames at which a new shot begins, such as 12,48; no frame "
+        "follows a keyframe of another shot",
+        json_schema_extra={"pattern": r"^(auto|none|\d+(,\d+)*)$", "examples": ["auto", "12,48"]},
+    )  # fmt: skip
     attended_keyframes: int = Field(
         8, title="Attended keyframes", description="beyond so many, not all attend to all", ge=1, le=4096
     )

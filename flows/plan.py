@@ -27,6 +27,7 @@ from store.store import Store
 
 from .config import EditConfig, RuntimeConfig
 from .models import ModelFiles, find_model, geometry_of, layout_of
+from .shots import SeenClip, parse_cuts, written_cuts
 from .videos import KnownVideo
 
 STAGES: Mapping[str, Any] = {
@@ -115,6 +116,7 @@ class Plan:
                 keyframe_offsets=min(config.keyframe_offsets, config.keyframe_interval),
                 blend=config.blend,
                 seed=config.seed,
+                cuts=self._cuts(),
             ),
             {"tokens": self.extract.key.hex},
         )
@@ -290,7 +292,7 @@ class Plan:
         drawn = match_tokens.drawn_keyframes(matched, self.frames, steps)
         support = self.schema(self.match).coordinates["support"]
         each = [
-            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes)
+            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes, matched.cuts)
             for piece in pieces
         ]
         passed = [sum(rows) for rows in zip(*each, strict=True)]
@@ -328,6 +330,21 @@ class Plan:
         if node.stage == "edit_keyframes":
             return source
         return [*source, next(keyframes for keyframes, edit in self.edits if edit is node)]
+
+    def _cuts(self) -> tuple[int, ...]:
+        """The frames of the clip at which a new shot begins, as they were asked for; what was found is said."""
+        asked, spec = self.config.cuts, self.decode.spec
+        if asked == "none":
+            return ()
+        if asked != "auto":
+            return parse_cuts(asked, spec, self.expected_frames)
+        cuts = SeenClip(spec, self.decode.key, self.source, self.store).cuts()
+        if cuts:
+            self.notes.append(
+                f"{len(cuts) + 1} shots: new ones begin at {written_cuts(cuts, spec)}; if not so, say --cuts none, or "
+                "at which frames"
+            )
+        return cuts
 
     def _edit(self, prompt: str, editor: editors.EditorChoice) -> tuple[Node, Node]:
         config = self.config

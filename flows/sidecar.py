@@ -19,6 +19,7 @@ from store.schemas import Frozen
 
 from .config import EditConfig
 from .plan import STAGES, Node, Plan
+from .shots import written_cuts
 
 FORMAT: Literal[1] = 1
 
@@ -126,7 +127,7 @@ def check_sidecar_place(clip: Path) -> None:
 
 
 def resolved(plan: Plan, keyframes: Node) -> EditConfig:
-    """The configuration of one edit alone, with what the model advised and every editor setting written out."""
+    """The configuration of one edit alone, with what was advised, found or left to an editor written out."""
     return plan.config.model_copy(
         update={
             "video": plan.config.video.absolute(),
@@ -134,6 +135,7 @@ def resolved(plan: Plan, keyframes: Node) -> EditConfig:
             "model": model_place(plan),
             "guidance_scale": plan.guidance_scale,
             "editor_settings": keyframes.spec.editor.settings,
+            "cuts": written_cuts(plan.match.spec.cuts, plan.decode.spec),
         }
     )
 

@@ -66,20 +66,22 @@ def outputs(spec: Spec, *, frames: Schema, layout: ModelLayout) -> Schema:
 
 
 def frames_passed(
-    part: range, frames: int, keyframes: NDArray[np.int32], support: Sequence[int], limit: int
-) -> list[int]:
+    part: range, frames: int, keyframes: NDArray[np.int32], support: Sequence[int], limit: int,
+    cuts: Sequence[int] = (),
+) -> list[int]:  # fmt: skip
     """How many frames `run` puts through the UNet for `part` at each step where the whole of it is executed.
 
     frames      of the clip              keyframes   the drawn ones (timestep, keyframe)
     support     frames that are ever drawn           limit   keyframes that attend to each other
+    cuts        frames at which a new shot begins
     """
     known = set(support)
     others = [frame for frame in part if frame not in known]
 
     def passed(step: int) -> int:
         found = passes.stretches(
-            step, others, keyframes=keyframes[step], neighbours=neighbours(frames, keyframes[step]), support=known,
-            limit=limit,
+            step, others, keyframes=keyframes[step], neighbours=neighbours(frames, keyframes[step], cuts),
+            support=known, limit=limit,
         )  # fmt: skip
         return len(others) + sum(len(stretch.keyframes) for stretch in found)
 
