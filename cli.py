@@ -110,6 +110,9 @@ def edit_options(
         str,
         typer.Option(metavar="auto|none|N,N…", help="Where new shots begin: as found, nowhere, or at these frames."),
     ] = "auto",
+    keyframe_placement: Annotated[
+        str, typer.Option(metavar="NAME", help="interval, or adaptive: shorter intervals where more moves.")
+    ] = "interval",
     attended_keyframes: Annotated[int, typer.Option(help="Beyond so many, not all keyframes attend to all.")] = 8,
     blend: Annotated[
         str, typer.Option(help="How two keyframes are mixed: linear, sigmoid, nearest or previous.")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from stages.diffusion.choices import Blend, Solver
+from stages.diffusion.choices import Blend, Placement, Solver
 from store.errors import InputError
 from store.guard import CONTROLS
 from store.schemas import Frozen
@@ -127,6 +127,9 @@ class EditConfig(Frozen):
         "follows a keyframe of another shot",
         json_schema_extra={"pattern": r"^(auto|none|\d+(,\d+)*)$", "examples": ["auto", "12,48"]},
     )  # fmt: skip
+    keyframe_placement: Placement = Field(
+        "interval", title="Keyframe placement", description="interval, or adaptive: shorter intervals where more moves"
+    )
     attended_keyframes: int = Field(
         8, title="Attended keyframes", description="beyond so many, not all attend to all", ge=1, le=4096
     )

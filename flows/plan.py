@@ -16,6 +16,7 @@ from typing import Any
 from stages import decode_frames, edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
 from stages.backbones.layout import ModelLayout
 from stages.diffusion.ddim import inversion_timesteps, timesteps
+from stages.diffusion.keyframes import adaptive_starts
 from stages.editing.resuming import STATES_KEPT
 from stages.media.video import choose_size, parse_frames
 from store.artifact import Artifact
@@ -109,6 +110,7 @@ class Plan:
             extract_tokens.Spec(prompt=config.source_prompt),
             {"latents": self.invert.key.hex, "model": self.model.key},
         )
+        cuts = self._cuts()
         self.match = self._node(
             "match_tokens",
             match_tokens.Spec(
@@ -116,7 +118,8 @@ class Plan:
                 keyframe_offsets=min(config.keyframe_offsets, config.keyframe_interval),
                 blend=config.blend,
                 seed=config.seed,
-                cuts=self._cuts(),
+                cuts=cuts,
+                interval_starts=self._interval_starts(cuts),
             ),
             {"tokens": self.extract.key.hex},
         )
@@ -345,6 +348,13 @@ class Plan:
                 "at which frames"
             )
         return cuts
+
+    def _interval_starts(self, cuts: tuple[int, ...]) -> tuple[int, ...]:
+        """Where keyframe intervals begin, if it is not every so many frames."""
+        if self.config.keyframe_placement == "interval":
+            return ()
+        motion = SeenClip(self.decode.spec, self.decode.key, self.source, self.store).motion()
+        return tuple(adaptive_starts(motion, cuts, self.config.keyframe_interval))
 
     def _edit(self, prompt: str, editor: editors.EditorChoice) -> tuple[Node, Node]:
         config = self.config

@@ -36,6 +36,17 @@ class SeenClip:
         found: Any = self.store.remembered(f"cuts 1 {self.key.hex}", look)
         return tuple(found)
 
+    def motion(self) -> list[float]:
+        """How much moves from each frame to the next, see `stages.media.cuts`."""
+
+        def look() -> JsonValue:
+            from stages.media.cuts import motion_of
+
+            return [*motion_of(self._frames("--keyframe-placement interval"))]
+
+        found: Any = self.store.remembered(f"motion 1 {self.key.hex}", look)
+        return list(found)
+
     def _frames(self, way_out: str) -> Iterator[Any]:
         """rgb (height, width, channel) uint8: the same ones, from the video or from the store."""
         if self.source is not None:
@@ -44,7 +55,7 @@ class SeenClip:
         stored = self.store.find(self.key)
         stored = stored and self.store.fetch(stored)
         if stored is None:
-            raise InputError(f"neither the video nor its frames are here to look for cuts in; say {way_out}")
+            raise InputError(f"neither the video nor its frames are here to be looked at; say {way_out}")
         rgb = stored["rgb"]
         for block in blocks_of(rgb.shape[0]):
             yield from rgb[block.start : block.stop]

@@ -130,6 +130,7 @@ def _preparation(store: Store, field: Summary, tokens: Summary, latents: Summary
         "solver": invert.solver, "seed": match.seed, "keyframe_interval": match.keyframe_interval,
         "keyframe_offsets": match.keyframe_offsets, "blend": match.blend,
         "cuts": written_cuts(match.cuts, decode),
+        "keyframe_placement": "adaptive" if match.interval_starts else "interval",
     }  # fmt: skip
     count = frames.sizes.get("frame") or stop
     words = [Path(name).stem, f"{count} frames", f"{decode.width}×{decode.height}", Path(model).name]

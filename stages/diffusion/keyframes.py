@@ -35,6 +35,48 @@ def intervals(frames: int, interval: int, cuts: Sequence[int] = (), starts: Sequ
     ]
 
 
+def adaptive_starts(motion: Sequence[float], cuts: Sequence[int], interval: int) -> list[int]:
+    """Where intervals begin (the first left out) so that about as much moves in each, as many as of equal length.
+
+    An interval has half to twice `interval` frames, unless it is a whole shot. Among all such divisions of a shot it is
+    the one with the least sum of squared motion; a quarter of the mean motion counts for every frame, so that what is
+    almost still is divided too.
+
+    motion   of each frame against the one before (frame), in any unit
+    """
+    steps = np.asarray(motion, float)
+    travelled = np.concatenate([[0.0], np.cumsum(steps + 0.25 * steps.mean() + 1e-9)])
+    return [
+        start
+        for shot in shots(len(motion), cuts)
+        for start in _divided(travelled[shot.start : shot.stop + 1], interval, shot.start)
+        if start
+    ]
+
+
+def _divided(travelled: NDArray[np.float64], interval: int, first: int) -> list[int]:
+    """The starts of a shot's intervals, by dynamic programming over (intervals so far, where the last one ends).
+
+    travelled   motion up to each frame of the shot, and up to its end     first   the shot's first frame
+    """
+    frames = len(travelled) - 1
+    count = -(-frames // interval)
+    lengths = range(1, frames + 1) if count == 1 else range(max(1, interval // 2), 2 * interval + 1)
+    best, before = np.full(frames + 1, np.inf), []
+    best[0] = 0
+    for _ in range(count):
+        costs = np.full((len(lengths), frames + 1), np.inf)
+        for row, length in enumerate(lengths):
+            if length <= frames:
+                costs[row, length:] = best[:-length] + (travelled[length:] - travelled[:-length]) ** 2
+        before.append(np.arange(frames + 1) - np.asarray(lengths)[costs.argmin(0)])
+        best = costs.min(0)
+    ends = [frames]
+    for starts in reversed(before):
+        ends.append(int(starts[ends[-1]]))
+    return [first + end for end in ends[:0:-1]]
+
+
 def allowed_places(piece: range, offsets: int) -> list[int]:
     """Up to `offsets` frames of one interval that may be its keyframe, evenly spread; all of them when it is short."""
     places = min(offsets, len(piece))

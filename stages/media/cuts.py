@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from scenedetect import AdaptiveDetector, FrameTimecode
 
+from ..measures.optical_flow import Dis
+
 LONGEST_SIDE = 256  # pixels; larger pictures are shrunk, since cuts are large
 
 Rgb = np.ndarray[Any, Any]
@@ -28,6 +30,21 @@ def cuts_of(frames: Iterable[Rgb]) -> list[int]:
     for number, rgb in enumerate(frames):
         bgr = np.ascontiguousarray(shrunk(rgb)[..., ::-1])
         found += [cut.frame_num for cut in detector.process_frame(FrameTimecode(number, fps=1.0), bgr)]
+    return found
+
+
+def motion_of(frames: Iterable[Rgb]) -> list[float]:
+    """How far the points of a frame lie from where they were one frame before, on average (frame): share of the width.
+
+    The first frame's is 0. Optical flow is OpenCV's DIS, on pictures as small as `shrunk` makes them.
+
+    frames   rgb (height, width, channel) uint8, in order
+    """
+    estimator, found, before = Dis(), [], None
+    for rgb in map(shrunk, frames):
+        moved = 0.0 if before is None else float(np.linalg.norm(estimator(rgb, before), axis=-1).mean()) / rgb.shape[1]
+        found.append(round(moved, 6))
+        before = rgb
     return found
 
 

@@ -100,3 +100,16 @@ def test_what_is_no_list_of_cuts_is_refused(cuts: str, plan: Callable[..., Any])
 def test_a_cut_outside_the_clip_is_refused(cuts: str, plan: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match="the clip has the frames 0 to 6; give frames from 1 to 6"):
         plan(cuts=cuts)
+
+
+def test_adaptive_placement_is_named_by_where_intervals_begin(
+    two_shots: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(two_shots, tiny_folder, tmp_path, keyframe_placement="adaptive")
+    starts = plan.match.key.spec["interval_starts"]
+    assert isinstance(starts, list) and CUT in starts
+    assert len(plan.match.spec.intervals(13)) == len(
+        make_plan(two_shots, tiny_folder, tmp_path).match.spec.intervals(13)
+    )
+    edit(plan, tmp_path)
+    assert plan.to_compute() == []

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pocket.world import render, sample_clip
-from stages.media.cuts import cuts_of, shrunk
+from pocket.world import flow, render, sample_clip
+from stages.media.cuts import cuts_of, motion_of, shrunk
 from tests.stages.clips import numbered
 from tests.tiny.method import moving_clip
 
@@ -55,3 +55,13 @@ def test_large_pictures_are_looked_at_small() -> None:
     large = rendered(1, 1)[0].repeat(10, 0).repeat(20, 1)
     assert shrunk(large).shape == (128, 256, 3)
     assert shrunk(large[:64, :64]).shape == (64, 64, 3)
+
+
+def test_motion_is_the_mean_flow_as_a_share_of_the_width() -> None:
+    scenes = sample_clip(48, torch.Generator().manual_seed(4))[torch.tensor([0, 1, 2, 2, 6, 10, 14])]
+    clip = (render(scenes, 64).rgb * 255).round().byte().numpy()
+    truth = flow(scenes, 64).backward.norm(dim=-1).mean((1, 2)) / 64
+    found = motion_of(clip)
+    assert found[0] == 0
+    assert found[3] < 1e-3, "nothing moves between equal frames"
+    np.testing.assert_allclose(found[1:], truth.numpy(), rtol=0.25, atol=2e-3)

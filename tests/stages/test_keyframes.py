@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stages.diffusion.choices import Blend
 from stages.diffusion.keyframes import (
+    adaptive_starts,
     allowed_places,
     blend_weights,
     drawn_keyframes,
@@ -146,3 +147,25 @@ def test_no_frame_follows_a_keyframe_of_another_shot(
         first = keyframes.tolist().index(inside[0])
         assert (found[shot] - first).tolist() == neighbours(len(shot), np.array(alone, np.int32)).tolist()
         assert np.array_equal(weights[shot], blend_weights(len(shot), np.array(alone, np.int32), "linear"))
+
+
+@given(motion=st.lists(st.floats(0, 1), min_size=1, max_size=80), interval=INTERVALS, cuts=CUTS)
+def test_adaptive_intervals_are_as_many_and_neither_short_nor_long(
+    motion: list[float], interval: int, cuts: list[int]
+) -> None:
+    frames = len(motion)
+    equal = intervals(frames, interval, cuts)
+    adaptive = intervals(frames, interval, cuts, adaptive_starts(motion, cuts, interval) or [frames])
+    assert len(adaptive) == len(equal)
+    whole = {(shot.start, shot.stop) for shot in shots(frames, cuts)}
+    for piece in adaptive:
+        assert interval // 2 <= len(piece) <= 2 * interval or (piece.start, piece.stop) in whole
+
+
+def test_adaptive_intervals_are_short_where_much_moves() -> None:
+    motion = [1.0] * 32 + [6.0] * 32
+    lengths = [len(piece) for piece in intervals(64, 8, (), adaptive_starts(motion, [], 8))]
+    assert len(lengths) == 8
+    assert max(lengths[4:]) < 8 < min(lengths[:2])
+    even = adaptive_starts([0.3] * 64, [], 8)
+    assert even == list(range(8, 64, 8))
