@@ -117,6 +117,12 @@ def edit_options(
     blend: Annotated[
         str, typer.Option(help="How two keyframes are mixed: linear, sigmoid, nearest or previous.")
     ] = "linear",
+    deflicker: Annotated[
+        float, typer.Option(help="0 to 1: how far patches of the picture are drawn to their keyframes' colours.")
+    ] = 0.0,
+    match_colours: Annotated[
+        float, typer.Option(help="0 to 1: how far pictures are moved to the source's colours on the whole.")
+    ] = 0.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     frames_per_pass: Annotated[
         int | None, typer.Option(help="Frames the model sees at once, memory only; as many as fit without it.")

@@ -134,6 +134,14 @@ class EditConfig(Frozen):
         8, title="Attended keyframes", description="beyond so many, not all attend to all", ge=1, le=4096
     )
     blend: Blend = Field("linear", title="Blend", description="how two keyframes are mixed")
+    deflicker: float = Field(
+        0.0, title="Deflicker", description="how far patches of the picture are drawn to their keyframes' colours; 0: "
+        "not at all", ge=0, le=1,
+    )  # fmt: skip
+    match_colours: float = Field(
+        0.0, title="Match colours", description="how far pictures are moved to the source's colours on the whole; 0: "
+        "not at all", ge=0, le=1,
+    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod

@@ -332,7 +332,8 @@ class Plan:
             return [self.extract] if self.keeps_tokens else [self.invert, self.extract]
         if node.stage == "edit_keyframes":
             return source
-        return [*source, next(keyframes for keyframes, edit in self.edits if edit is node)]
+        frames = [self.decode] if node.spec.match_colours else []
+        return [*frames, *source, next(keyframes for keyframes, edit in self.edits if edit is node)]
 
     def _cuts(self) -> tuple[int, ...]:
         """The frames of the clip at which a new shot begins, as they were asked for; what was found is said."""
@@ -380,7 +381,10 @@ class Plan:
             prompt,
         )
         return keyframes, self._node(
-            "propagate_tokens", propagate_tokens.Spec(), {"keyframe_edit": keyframes.key.hex}, prompt
+            "propagate_tokens",
+            propagate_tokens.Spec(deflicker=config.deflicker, match_colours=config.match_colours),
+            {"keyframe_edit": keyframes.key.hex},
+            prompt,
         )
 
     def _node(self, stage: str, spec: Frozen, inputs: dict[str, str], prompt: str | None = None) -> Node:

@@ -279,7 +279,7 @@ CHANGES: dict[str, Any] = {
     "editor_settings": {"attention": 0.1}, "guidance_scale": 2.0, "negative_prompt": "no", "keyframe_interval": 5,
     "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
     "feature_reuse": 2, "solver": "dpmpp_2m", "cuts": "4",
-    "keyframe_placement": "adaptive",
+    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5,
 }  # fmt: skip
 
 
