@@ -2,7 +2,7 @@
 
     python -m benchmarks.long --frames 250 --frames 500 --frames 1000 --frames 2000 -o benchmarks/results/long.json
 
-Memory is the process's peak; seconds and CPU seconds are those of the whole run but the loading of libraries. Warp
+Memory is the process's peak, in which the clip is not rendered; seconds and CPU seconds are those of the whole run but the loading of libraries. Warp
 error (exact flow) is told apart by what meets between two frames: windows, or the blocks of keyframes that attend to
 each other. The clips go to and fro on a path of 30 frames, a length that falls on all places of a window.
 """
@@ -50,16 +50,14 @@ def scenes_of(frames: int, seed: int = 0) -> Any:
     return path[torch.from_numpy(np.resize(round_trip, frames))]
 
 
-def edited(frames: int, folder: Path) -> dict[str, Any]:
-    """Edit a clip of so many frames, and measure."""
-    scenes, video = scenes_of(frames), folder / f"long-{frames}.mp4"
-    write_video(video, scenes)
-    store = Store(folder / "store")
+def edited(frames: int, video: Path) -> dict[str, Any]:
+    """Edit the clip of so many frames in `video`, in a store beside it, and measure."""
+    scenes, store = scenes_of(frames), Store(video.parent / "store")
     prompt = changed_caption(scenes[:1], "colour", 0)
     config = make_config(video=video, source_prompt=caption(scenes[:1]), prompts=(prompt,), **OPTIONS)
     plan = Plan(config, make_runtime(), store)
     before, began = cpu_seconds(), time.perf_counter()
-    result = run_edit(plan, folder / "edit.mp4", "direct")
+    result = run_edit(plan, video.with_name("edit.mp4"), "direct")
     taken = time.perf_counter() - began
     costs = {
         "frames": frames,
@@ -134,12 +132,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main(
     frames: Annotated[list[int], typer.Option()],
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
-    here: Annotated[bool, typer.Option(hidden=True, help="One clip, in this process.")] = False,
+    here: Annotated[Path | None, typer.Option(hidden=True, help="One clip that is rendered, in this process.")] = None,
 ) -> None:
     """Edit a clip of every length, print a table, write JSON."""
     if here:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(edited(frames[0], Path(folder))))
+        print(json.dumps(edited(frames[0], here)))
         return
     lengths = " ".join(f"--frames {count}" for count in frames)
     answer: dict[str, Any] = {
@@ -148,8 +145,11 @@ def main(
         "clips": [],
     }  # fmt: skip
     for count in frames:
-        command = [sys.executable, "-m", "benchmarks.long", "--here", "--frames", str(count)]
-        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        with tempfile.TemporaryDirectory() as folder:
+            video = Path(folder) / "long.mp4"
+            write_video(video, scenes_of(count))
+            command = [sys.executable, "-m", "benchmarks.long", "--here", str(video), "--frames", str(count)]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         answer["clips"].append(json.loads(said.splitlines()[-1]))
         if output:  # after every clip: the longest takes most of the time
             output.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
