@@ -2,9 +2,10 @@
 
     python -m benchmarks.long --frames 250 --frames 500 --frames 1000 --frames 2000 -o benchmarks/results/long.json
 
-Memory is the process's peak, in which the clip is not rendered; seconds and CPU seconds are those of the whole run but the loading of libraries. Warp
-error (exact flow) is told apart by what meets between two frames: windows, or the blocks of keyframes that attend to
-each other. The clips go to and fro on a path of 30 frames, a length that falls on all places of a window.
+Memory is the process's peak, in which the clip is not rendered; seconds and CPU seconds are those of the whole run but
+the loading of libraries. Warp error (exact flow) is told apart by what meets between two frames: windows, or the blocks
+of keyframes that attend to each other. The clips go to and fro on a path of 30 frames, a length that falls on all
+places of a window.
 """
 
 from __future__ import annotations
