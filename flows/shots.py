@@ -29,7 +29,7 @@ class SeenClip:
         """The frames of the clip at which a new shot begins."""
 
         def look() -> JsonValue:
-            from stages.media.cuts import cuts_of
+            from stages.measures.cuts import cuts_of
 
             return [*cuts_of(self._frames("--cuts none or --cuts 12,48"))]
 
@@ -37,10 +37,10 @@ class SeenClip:
         return tuple(found)
 
     def motion(self) -> list[float]:
-        """How much moves from each frame to the next, see `stages.media.cuts`."""
+        """How much moves from each frame to the next, see `stages.measures.cuts`."""
 
         def look() -> JsonValue:
-            from stages.media.cuts import motion_of
+            from stages.measures.cuts import motion_of
 
             return [*motion_of(self._frames("--keyframe-placement interval"))]
 

@@ -29,6 +29,7 @@ from .editing import passes
 from .editing.denoising import Denoiser, EditSpec, Picture, keyframe_pictures, latents_block
 from .editing.finishing import Finish
 from .editing.resuming import NOTHING_KEPT, Scratch
+from .measures.correspondence import grid_of
 
 VERSION = 2
 
@@ -139,11 +140,9 @@ def run(
     if not spec.finishes:
         yield from blocks
         return
-    size = latents["clean_latents"].shape[-2:]
-    finish = Finish(
-        spec, field=field, layers=[*backbone.layers], latent_size=(size[0], size[1]), keyframe_edit=keyframe_edit,
-        frames=frames,
-    )  # fmt: skip
+    index = _finest(field, [*backbone.layers])
+    grid = grid_of(index.shape[-1], *clean.shape[-2:])
+    finish = Finish(spec, field=field, index=index, grid=grid, keyframe_edit=keyframe_edit, frames=frames)
     for block in blocks:
         if block.variable == "rgb":
             own = range(block.start[0], block.start[0] + len(block.values))
@@ -180,6 +179,11 @@ def run_whole(
             yield from block.values
 
     yield from _blocks(part, edited, set(support), pictures(), backbone)
+
+
+def _finest(field: Arrays, layers: Sequence[str]) -> Array:
+    """The field of the last layer of those with the most tokens: its patches are small, and it is next to the picture."""
+    return max((field[f"index.{name}"] for name in reversed(layers)), key=lambda index: index.shape[-1])
 
 
 def _rows_between(rgb: Array, first: int, last: int) -> Iterator[Picture]:

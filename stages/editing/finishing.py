@@ -6,7 +6,6 @@ has the same bytes however it is divided.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.schemas import Arrays
-
-from ..measures.correspondence import grid_of
+from store.schemas import Array, Arrays
 
 FLICKER = 12.0  # levels of 255; patches that differ by much more are no flicker but a match that is none
 GAINS = 0.5, 2.0  # contrast is not changed by more
@@ -72,24 +69,21 @@ def recoloured(rgb: Rgb, transform: Tensor, strength: float) -> Rgb:
 class Finish:
     """The pictures of an edit, finished a few frames at a time along the field of the last step.
 
-    layers          of the field
-    latent_size     (height, width)
+    index           of the field, the finest layer's (timestep, frame, side, token)
+    grid            rows and columns of that layer's tokens
     keyframe_edit   of edit_keyframes: the pictures of the support
     frames          of decode_frames: only for `match_colours`
     """
 
     def __init__(
-        self, wanted: Wanted, *, field: Arrays, layers: Sequence[str], latent_size: tuple[int, int],
-        keyframe_edit: Arrays, frames: Arrays | None,
+        self, wanted: Wanted, *, field: Arrays, index: Array, grid: tuple[int, int], keyframe_edit: Arrays,
+        frames: Arrays | None,
     ) -> None:  # fmt: skip
-        self.wanted, self.keyframe_edit, self.frames = wanted, keyframe_edit, frames
+        self.wanted, self.index, self.grid = wanted, index, grid
+        self.keyframe_edit, self.frames = keyframe_edit, frames
         self.drawn, self.neighbour = field["keyframes"][-1], field["neighbour"][-1]
         self.weights = torch.from_numpy(field["weights"][-1])
         self.support = [int(frame) for frame in keyframe_edit["frame"][:]]
-        # The last layer of the finest: its patches are the smallest, and it is next to the picture.
-        finest = max(reversed(layers), key=lambda name: field[f"index.{name}"].shape[-1])
-        self.index = field[f"index.{finest}"]
-        self.grid = grid_of(self.index.shape[-1], *latent_size)
 
     def __call__(self, frames: range, rgb: Rgb) -> Rgb:
         """The decoded pictures (frame, height, width, 3) of these frames, finished."""

@@ -54,7 +54,7 @@ def test_what_was_found_is_remembered(
     two_shots: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make_plan(two_shots, tiny_folder, tmp_path)
-    monkeypatch.setattr("stages.media.cuts.cuts_of", lambda frames: pytest.fail("looked at twice"))
+    monkeypatch.setattr("stages.measures.cuts.cuts_of", lambda frames: pytest.fail("looked at twice"))
     assert make_plan(two_shots, tiny_folder, tmp_path).match.key == first.match.key
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pocket.world import flow, render, sample_clip
-from stages.media.cuts import cuts_of, motion_of, shrunk
+from stages.measures.cuts import cuts_of, motion_of, shrunk
 from tests.stages.clips import numbered
 from tests.tiny.method import moving_clip
 

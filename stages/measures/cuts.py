@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from scenedetect import AdaptiveDetector, FrameTimecode
 
-from ..measures.optical_flow import Dis
+from .optical_flow import Dis
 
 LONGEST_SIDE = 256  # pixels; larger pictures are shrunk, since cuts are large
 
