@@ -133,10 +133,23 @@ def edit_options(
     keyframe_offsets: Annotated[
         int | None, typer.Option(help="Places in an interval that a keyframe may have; 2 without it.")
     ] = None,
+    cuts: Annotated[
+        str,
+        typer.Option(metavar="auto|none|N,N…", help="Where new shots begin: as found, nowhere, or at these frames."),
+    ] = "auto",
+    keyframe_placement: Annotated[
+        str, typer.Option(metavar="NAME", help="interval, or adaptive: shorter intervals where more moves.")
+    ] = "interval",
     attended_keyframes: Annotated[int, typer.Option(help="Beyond so many, not all keyframes attend to all.")] = 8,
     blend: Annotated[
         str, typer.Option(help="How two keyframes are mixed: linear, sigmoid, nearest or previous.")
     ] = "linear",
+    deflicker: Annotated[
+        float, typer.Option(help="0 to 1: how far patches of the picture are drawn to their keyframes' colours.")
+    ] = 0.0,
+    match_colours: Annotated[
+        float, typer.Option(help="0 to 1: how far pictures are moved to the source's colours on the whole.")
+    ] = 0.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     frames_per_pass: Annotated[
         int | None, typer.Option(help="Frames the model sees at once, memory only; as many as fit without it.")

@@ -60,12 +60,13 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
     keyframe_edit = session.stage(keyframe_node, keyframes, prompts=prompts, scratch=True, **source)
     # Where a preview has made the keyframes they are continued; else all frames are denoised at once, which runs every
     # joint pass once instead of twice.
-    continued = session.stage(edit_node, propagate, scratch=True, keyframe_edit=keyframe_edit, **source)
+    colours: dict[str, Any] = {"frames": prepared.frames} if edit_node.spec.match_colours else {}
+    continued = session.stage(edit_node, propagate, scratch=True, keyframe_edit=keyframe_edit, **source, **colours)
     at_once = session.fused(edit_node, keyframe_node, together, prompts=prompts, scratch=True, **source)
 
     def propagated() -> Artifact:
-        if session.engine.apart:
-            keyframe_edit()  # its windows are done side by side, each from the keyframes
+        if session.engine.apart or edit_node.spec.finishes:
+            keyframe_edit()  # its windows are done side by side, each from the keyframes or their pictures
         return continued() if session.find(keyframe_node) else at_once()
 
     return keyframe_edit, Step(session, edit_node, propagated)

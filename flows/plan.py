@@ -28,6 +28,7 @@ from stages import (
 from stages.backbones.layout import ModelLayout
 from stages.diffusion.chunks import FRAMES_PER_BLOCK
 from stages.diffusion.ddim import inversion_timesteps, timesteps
+from stages.diffusion.keyframes import adaptive_starts
 from stages.editing.resuming import STATES_KEPT
 from stages.media.video import choose_size, parse_frames
 from store.artifact import Artifact
@@ -41,6 +42,7 @@ from .config import EditConfig, RuntimeConfig
 from .controls import Control, find_control
 from .masks import mask_key, mask_recipe
 from .models import ModelFiles, find_model, geometry_of, layout_of
+from .shots import SeenClip, parse_cuts, written_cuts
 from .videos import KnownVideo
 
 STAGES: Mapping[str, Any] = {
@@ -129,6 +131,7 @@ class Plan:
             extract_tokens.Spec(prompt=config.source_prompt),
             {"latents": self.invert.key.hex, "model": self.model.key},
         )
+        cuts = self._cuts()
         self.match = self._node(
             "match_tokens",
             match_tokens.Spec(
@@ -136,6 +139,8 @@ class Plan:
                 keyframe_offsets=min(config.keyframe_offsets, config.keyframe_interval),
                 blend=config.blend,
                 seed=config.seed,
+                cuts=cuts,
+                interval_starts=self._interval_starts(cuts),
             ),
             {"tokens": self.extract.key.hex},
         )
@@ -326,7 +331,7 @@ class Plan:
         drawn = match_tokens.drawn_keyframes(matched, self.frames, steps)
         support = self.schema(self.match).coordinates["support"]
         each = [
-            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes)
+            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes, matched.cuts)
             for piece in pieces
         ]
         passed = [sum(rows) for rows in zip(*each, strict=True)]
@@ -368,7 +373,30 @@ class Plan:
         source += [self.mask] if self.mask else []
         if node.stage == "edit_keyframes":
             return source
-        return [*source, next(keyframes for keyframes, edit in self.edits if edit is node)]
+        frames = [self.decode] if node.spec.match_colours else []
+        return [*frames, *source, next(keyframes for keyframes, edit in self.edits if edit is node)]
+
+    def _cuts(self) -> tuple[int, ...]:
+        """The frames of the clip at which a new shot begins, as they were asked for; what was found is said."""
+        asked, spec = self.config.cuts, self.decode.spec
+        if asked == "none":
+            return ()
+        if asked != "auto":
+            return parse_cuts(asked, spec, self.expected_frames)
+        cuts = SeenClip(spec, self.decode.key, self.source, self.store).cuts()
+        if cuts:
+            self.notes.append(
+                f"{len(cuts) + 1} shots: new ones begin at {written_cuts(cuts, spec)}; if not so, say --cuts none, or "
+                "at which frames"
+            )
+        return cuts
+
+    def _interval_starts(self, cuts: tuple[int, ...]) -> tuple[int, ...]:
+        """Where keyframe intervals begin, if it is not every so many frames."""
+        if self.config.keyframe_placement == "interval":
+            return ()
+        motion = SeenClip(self.decode.spec, self.decode.key, self.source, self.store).motion()
+        return tuple(adaptive_starts(motion, cuts, self.config.keyframe_interval))
 
     def _edit(self, prompt: str, editor: editors.EditorChoice) -> tuple[Node, Node]:
         config = self.config
@@ -396,7 +424,10 @@ class Plan:
             prompt,
         )
         return keyframes, self._node(
-            "propagate_tokens", propagate_tokens.Spec(), {"keyframe_edit": keyframes.key.hex}, prompt
+            "propagate_tokens",
+            propagate_tokens.Spec(deflicker=config.deflicker, match_colours=config.match_colours),
+            {"keyframe_edit": keyframes.key.hex},
+            prompt,
         )
 
     def _node(self, stage: str, spec: Frozen, inputs: dict[str, str], prompt: str | None = None) -> Node:

@@ -20,6 +20,7 @@ from store.schemas import Frozen
 from .config import EditConfig
 from .controls import Control
 from .plan import STAGES, Node, Plan
+from .shots import written_cuts
 
 FORMAT: Literal[1] = 1
 
@@ -127,7 +128,7 @@ def check_sidecar_place(clip: Path) -> None:
 
 
 def resolved(plan: Plan, keyframes: Node) -> EditConfig:
-    """The configuration of one edit alone, with what the model advised and every editor setting written out."""
+    """The configuration of one edit alone, with what was advised, found or left to an editor written out."""
     return plan.config.anywhere().model_copy(
         update={
             "prompts": (keyframes.spec.prompt,),
@@ -135,6 +136,7 @@ def resolved(plan: Plan, keyframes: Node) -> EditConfig:
             "guidance_scale": plan.guidance_scale,
             "editor_settings": {k: v for k, v in keyframes.spec.editor.settings.items() if k != "controls"},
             "controls": tuple(_anywhere(control) for control in plan.config.controls),
+            "cuts": written_cuts(plan.match.spec.cuts, plan.decode.spec),
         }
     )
 

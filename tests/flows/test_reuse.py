@@ -75,7 +75,7 @@ NEW_EDITS: list[dict[str, Any]] = [
     {"negative_prompt": "dull"}, {"editor_settings": {"feature": 0.5}}, {"attended_keyframes": 2},
 ]  # fmt: skip
 NEW_SCHEDULES: list[dict[str, Any]] = [
-    {"keyframe_interval": 4}, {"keyframe_offsets": 3}, {"blend": "sigmoid"}, {"seed": 7}
+    {"keyframe_interval": 4}, {"keyframe_offsets": 3}, {"blend": "sigmoid"}, {"seed": 7}, {"cuts": "3"}
 ]  # fmt: skip
 
 
@@ -278,7 +278,8 @@ CHANGES: dict[str, Any] = {
     "inversion_steps": 5, "inversion_evaluations": 3, "seed": 5, "editor": "sdedit",
     "editor_settings": {"attention": 0.1}, "guidance_scale": 2.0, "negative_prompt": "no", "keyframe_interval": 5,
     "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
-    "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},),
+    "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},), "cuts": "4",
+    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5,
 }  # fmt: skip
 
 
