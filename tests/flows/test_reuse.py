@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from PIL import Image
 
 from flows.config import EditConfig, RuntimeConfig, make_runtime
 from flows.explain import explain_plan
@@ -279,7 +280,7 @@ CHANGES: dict[str, Any] = {
     "editor_settings": {"attention": 0.1}, "guidance_scale": 2.0, "negative_prompt": "no", "keyframe_interval": 5,
     "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
     "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},), "cuts": "4",
-    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5,
+    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5, "mask_from": "cross-attention:a",
 }  # fmt: skip
 
 
@@ -292,8 +293,15 @@ def needed(name: str, value: object, control: Path) -> dict[str, Any]:
 def test_every_field_that_may_change_the_result_moves_a_key(
     plan: Plans, other_model: Path, tmp_path: Path, clip: Path, control_folder: Path
 ) -> None:
-    assert set(CHANGES) | {"video", "model"} == set(EditConfig.model_fields)
+    assert set(CHANGES) | {"video", "model", "mask", "mask_feather"} == set(EditConfig.model_fields)
+    drawn = tmp_path / "mask.png"
+    Image.new("L", (32, 32), 255).save(drawn)
+    masks: dict[str, dict[str, Any]] = {
+        "mask": {"mask": drawn},
+        "mask_feather": {"mask_from": "cross-attention:a", "mask_feather": 3},
+    }
     plans = {name: plan(**needed(name, value, control_folder)) for name, value in CHANGES.items()}
+    plans |= {name: plan(**options) for name, options in masks.items()}
     plans |= {"video": plan(video=small_clip(tmp_path / "a.mp4", frames=8)), "model": plan(model=other_model)}
     last = {name: each.nodes[-1].key.hex for name, each in plans.items()} | {"": plan().nodes[-1].key.hex}
     assert len(set(last.values())) == len(last)

@@ -49,6 +49,7 @@ class Prepared:
     tokens: Held
     field: Held
     controls: Sequence[Held] = ()  # per ControlNet of the backbone its control images
+    mask: Held | None = None  # where it may be edited; everywhere without it
 
     @property
     def frames(self) -> int:
@@ -140,6 +141,7 @@ def edit_of_keyframes(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Sc
         lambda part: edit_keyframes.run(
             spec, part, latents=prepared.latents, tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch, controls=prepared.controls,
+            mask=prepared.mask,
         ),
     )  # fmt: skip
 
@@ -155,7 +157,7 @@ def propagate(
         lambda part: propagate_tokens.run(
             own, part, edit=spec, keyframe_edit=keyframe_edit, latents=prepared.latents, tokens=prepared.tokens,
             field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch,
-            controls=prepared.controls,
+            controls=prepared.controls, mask=prepared.mask,
         ),
         [range(prepared.frames)] if parts is None else parts,
     )  # fmt: skip
@@ -169,7 +171,7 @@ def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Scratch
         lambda part: propagate_tokens.run_whole(
             own, part, edit=spec, latents=prepared.latents, tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, put_keyframes=blocks.append,
-            scratch=scratch, controls=prepared.controls,
+            scratch=scratch, controls=prepared.controls, mask=prepared.mask,
         ),
         [range(prepared.frames)],
     )  # fmt: skip
