@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,6 +188,16 @@ def test_a_clip_is_reproduced_with_its_controls(plan: Plans, asked: dict[str, An
 
 
 # ControlNets that cannot be had
+
+
+def test_pickled_weights_of_a_detector_are_not_opened_unasked(
+    plan: Plans, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "controlnet_aux", SimpleNamespace())
+    with pytest.raises(InputError, match=r"drawn with pickled weights .*--allow-pickle"):
+        plan(**changed(asked, kind="depth"))
+    with pytest.raises(InputError, match=r"'lllyasviel/Annotators' .* cannot be downloaded"):
+        plan(**changed(asked, kind="depth"), allow_pickle=True)
 
 
 def test_a_single_file_is_taken_as_the_folder_is(
