@@ -107,8 +107,8 @@ def test_edits_share_the_control_images_and_other_editors_keep_their_keys(plan: 
     assert not pnp.controls.nodes and "controls" not in pnp.edits[0][0].key.spec["editor"]["settings"]  # type: ignore
 
 
-@pytest.mark.parametrize("control", [{"strength": 0.5}, {"start": 0.5}, {"stop": 0.5}])
-def test_how_it_acts_moves_the_edit_alone(plan: Plans, asked: dict[str, Any], control: dict[str, float]) -> None:
+@pytest.mark.parametrize("how", [{"strength": 0.5}, {"start": 0.5}, {"stop": 0.5}])
+def test_how_it_acts_moves_the_edit_alone(plan: Plans, asked: dict[str, Any], how: dict[str, float]) -> None:
     assert stages_that_differ(plan(**asked), plan(**changed(asked, **control))) == [
         "edit_keyframes",
         "propagate_tokens",
