@@ -40,7 +40,7 @@ from store.schemas import Frozen, Schema, Variable
 from store.store import Store
 
 from .config import EditConfig, RuntimeConfig
-from .controls import Control, find_control
+from .controls import Control, find_annotator, find_control
 from .masks import mask_key, mask_recipe
 from .models import ModelFiles, find_model, geometry_of, layout_of
 from .shots import SeenClip, parse_cuts, written_cuts
@@ -489,6 +489,7 @@ class ControlPlan:
             )  # fmt: skip
         self.files = [find_control(control, plan.model, plan.store, plan.runtime.allow_pickle) for control in controls]
         self.videos: dict[str, Path] = {}  # key in hex → the control video
+        self.annotators: dict[str, str] = {}  # key in hex → folder of the detector's weights
         self.shown = [self._node(control) for control in controls]
 
     @property
@@ -511,8 +512,14 @@ class ControlPlan:
             self.videos[node.key.hex] = control.video
             return node
         spec = control_frames.Spec(detector=control.kind, low=control.low, high=control.high)
+        frames = {"frames": plan.decode.key.hex}
+        if spec.detector == "canny":
+            return plan._node("control_frames", spec, frames)
         control_frames.check_installed(spec.detector)
-        return plan._node("control_frames", spec, {"frames": plan.decode.key.hex})
+        weights = find_annotator(spec.detector, plan.store, plan.runtime.allow_pickle)
+        node = plan._node("control_frames", spec, {**frames, "annotator": weights.key})
+        self.annotators[node.key.hex] = str(weights.folder)
+        return node
 
     def _decoded(self, video: Path) -> str:
         """The key that decoding a control video as the video itself is decoded would have."""

@@ -90,7 +90,8 @@ def prepare(session: Session) -> Prepared:
 
     def control(node: Node) -> Step:
         def see(part: range, frames: Artifact) -> Blocks:
-            return counted(control_frames.run(node.spec, part, frames=frames), session.progress)
+            annotator = plan.controls.annotators.get(node.key.hex)
+            return counted(control_frames.run(node.spec, part, frames=frames, annotator=annotator), session.progress)
 
         def take(part: range) -> Blocks:
             pictures = decode_frames.run(plan.decode.spec, part, video=plan.controls.videos[node.key.hex])
