@@ -182,7 +182,7 @@ def run_whole(
 
 
 def _finest(field: Arrays, layers: Sequence[str]) -> Array:
-    """The field of the last layer of those with the most tokens: its patches are small, and it is next to the picture."""
+    """The field of the last layer of those with the most tokens: small patches, next to the picture."""
     return max((field[f"index.{name}"] for name in reversed(layers)), key=lambda index: index.shape[-1])
 
 
