@@ -1,6 +1,6 @@
 """Whether keyframes placed by motion are worth it, on clips that move slowly in one half and fast in the other.
 
-    python -m benchmarks.placement --store DIR [--clips 10] [-o benchmarks/results/placement.json]
+    python -m benchmarks.placement --store DIR [--clips 7] [-o benchmarks/results/placement.json]
 
 Each clip of the pocket world follows one path, at 0.15 to 0.2 pixels a frame in one half and six times that in the
 other; the same number of keyframes is placed every eight frames, or by motion. Measures are those of `tf eval`, as
@@ -39,7 +39,8 @@ def clip_of(number: int, folder: Path) -> Clip:
     places = np.cumsum(steps) - steps[0]
     path = sample_clip(int(places[-1]) + 1, torch.Generator().manual_seed(7000 + number))
     scenes, video = path[torch.from_numpy(places)], folder / f"speeds-{number}.mp4"
-    write_video(video, scenes)
+    if not video.is_file():
+        write_video(video, scenes)
     prompt = changed_caption(scenes[:1], CHANGES[number % len(CHANGES)], number)
     return Clip(video=video, source_prompt=caption(scenes[:1]), prompts=(prompt,))
 
@@ -57,7 +58,7 @@ def compared(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, An
 
 def main(
     store: Annotated[Path, typer.Option()],
-    clips: int = 10,
+    clips: int = 7,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
 ) -> None:
     """Edit every clip both ways, print the comparison, write JSON."""
