@@ -78,6 +78,7 @@ NEW_EDITS: list[dict[str, Any]] = [
 NEW_SCHEDULES: list[dict[str, Any]] = [
     {"keyframe_interval": 4}, {"keyframe_offsets": 3}, {"blend": "sigmoid"}, {"seed": 7}, {"cuts": "3"}
 ]  # fmt: skip
+NEW_FINISHES: list[dict[str, Any]] = [{"deflicker": 0.5}, {"match_colours": 1}]
 
 
 def first_quick(cases: list[Any], quick: int) -> list[Any]:
@@ -90,6 +91,26 @@ def test_plans_of_new_edits_and_schedules_reuse_the_rest(plan: Plans) -> None:
         assert [node.stage for node in plan(**changed).to_compute()] == EDIT, changed
     for changed in NEW_SCHEDULES:
         assert [node.stage for node in plan(**changed).to_compute()] == ["match_tokens", *EDIT], changed
+    for changed in NEW_FINISHES:
+        assert [node.stage for node in plan(**changed).to_compute()] == ["propagate_tokens"], changed
+
+
+@pytest.mark.parametrize("changed", NEW_FINISHES, ids=str)
+def test_a_new_finish_reuses_the_keyframes(
+    plan: Plans, executed: Executed, tmp_path: Path, changed: dict[str, Any], edited: Any
+) -> None:
+    result = edit(plan(**changed), tmp_path)
+    assert executed.names == computed(result) == ["propagate_tokens"]
+    assert digests(result)["propagate_tokens", "a red ball"] != edited[1]["propagate_tokens", "a red ball"]
+
+
+def test_a_finish_gives_the_same_whether_keyframes_were_there_or_not(
+    plan: Plans, clip: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    options = {"deflicker": 0.5, "match_colours": 0.5}
+    known = edit(plan(**options), tmp_path)
+    fresh = edit(make_plan(clip, tiny_folder, tmp_path / "new", **options), tmp_path)
+    assert digests(known) == digests(fresh)
 
 
 @pytest.mark.parametrize("changed", first_quick(NEW_EDITS, 2), ids=str)
