@@ -19,13 +19,6 @@ from tests.flows.runs import ALL, SMALL, Executed
 from tests.test_cli import ROOT
 
 NOT_OPTIONS = {"video", "prompt", "set_", "store", "cache_size", "keep_background"}  # or under another name
-    "video",
-    "prompt",
-    "set_",
-    "store",
-    "cache_size",
-    "keep_background",
-}  # of the command line, or under another name
 
 
 @pytest.fixture
