@@ -29,7 +29,7 @@ PATHS = tuple(name for name, field in EditConfig.model_fields.items() if field.a
 def config_of(options: Mapping[str, Any]) -> EditConfig:
     """What is asked; InputError, naming the option, where a value cannot be."""
     own = {name: value for name, value in options.items() if name in EditConfig.model_fields}
-    return make_config(**with_preset(options.get("preset") or "balanced", own))
+    return make_config(**with_preset(options.get("preset", "balanced"), own))
 
 
 def runtime_of(options: Mapping[str, Any]) -> RuntimeConfig:
