@@ -184,25 +184,10 @@ def edit_options(
 
 def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     """What is asked, and how it is done, from the values of `edit_options` by name."""
-    from flows.config import EditConfig, make_config, make_runtime, parse_bytes, parse_settings
-    from flows.controls import parse_controls
-    from flows.presets import with_preset
+    from flows.options import config_of, options_of, runtime_of
 
-    named = {name: given[name] for name in given if name in EditConfig.model_fields}
-    if given["keep_background"]:
-        named["mask_from"] = named["mask_from"] or f"cross-attention:{given['keep_background']}"
-    asked = with_preset(given["preset"], named)
-    own: dict[str, Any] = {
-        "prompts": tuple(given["prompt"] or ()),
-        "editor_settings": parse_settings(given["set_"] or []),
-    }
-    own["controls"] = parse_controls(given["control"] or (), given["control_video"] or (), given["canny_thresholds"])
-    budget = parse_bytes(given["token_budget"])
-    runtime = make_runtime(
-        device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],
-        token_budget=budget, allow_pickle=given["allow_pickle"], runner=given["runner"], address=given["address"],
-    )  # fmt: skip
-    return make_config(**asked, **own), runtime
+    options = options_of(given)
+    return config_of(options), runtime_of(options)
 
 
 def open_store(place: str | None) -> "Store":
@@ -446,8 +431,7 @@ def sweep(
     from flows.run_sweep import plan_sweep, run_sweep
     from flows.terminal import Bars, say, stdout, sweep_plan_table, sweep_table
 
-    runtime = configs(given | {"prompt": given["prompt"] or ["-"]})[1]
-    planned = plan_sweep(given, _changed(given), prompts, grid or (), runtime, open_store(given["store"]))
+    planned = plan_sweep(given, _changed(given), prompts, grid or (), open_store(given["store"]))
     if only_plan:
         if as_json:
             print_json(planned.to_json())
