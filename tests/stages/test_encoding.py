@@ -1,4 +1,4 @@
-"""Promises of what clips are written as: every ending and codec plays, keeps its times, and is refused in one sentence."""
+"""Promises of what clips are written as: each codec plays and keeps its times; the rest is refused in a sentence."""
 
 from __future__ import annotations
 
