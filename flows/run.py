@@ -153,8 +153,6 @@ def _output(prompt: str, file: Path, written: Written) -> dict[str, Any]:
         "fps": round(written.frames / written.seconds, 6),
         "width": written.width,
         "height": written.height,
-        "codec": written.codec,
-        "pixel_format": written.pixel_format,
     }
 
 
