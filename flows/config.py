@@ -13,18 +13,20 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from stages.diffusion.choices import Blend, Solver
+from stages.diffusion.choices import Blend, Placement, Solver
 from stages.media.encoding import QUALITY, Codec, Encoding
 from store.errors import InputError
 from store.guard import CONTROLS
 from store.schemas import Frozen
 
+from .controls import Control
 from .presets import PRESETS
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+MASK_FROM = r"cross-attention:.*\S.*"
 MOST_PROMPTS = 100  # of one run: each is an edit of the whole video
 
 FORM_BEGINS = ("video", "prompts", "model", "preset", "source_prompt", "size", "frames", "editor", "guidance_scale",
@@ -106,6 +108,9 @@ class EditConfig(Frozen):
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)
     editor: str = Field("pnp", title="Editor", description="the editing base", json_schema_extra=editor_names)
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings", description="its own settings by name")
+    controls: tuple[Control, ...] = Field(
+        (), title="Controls", description="of the editor controlnet: what holds the layout", max_length=8
+    )
     guidance_scale: float | None = Field(
         None, title="Guidance scale", description="1 is none; 7.5 or what the model advises without it", ge=0, le=100
     )
@@ -119,14 +124,41 @@ class EditConfig(Frozen):
         1, title="Feature reuse", description="every how many steps deep features are computed anew", ge=1, le=10
     )
     negative_prompt: str = Field("", title="Negative prompt", description="what to keep away from")
+    mask: Path | None = Field(
+        None, title="Mask", description="a picture, a folder of pictures or a video: white is edited, black is kept"
+    )
+    mask_from: str | None = Field(
+        None, title="Mask from", description="cross-attention:WORD of the source prompt: what it names is edited",
+        json_schema_extra={"pattern": MASK_FROM, "examples": ["cross-attention:dog"]},
+    )  # fmt: skip
+    mask_feather: int | None = Field(
+        None, title="Mask feather", description="width of the mask's soft edge in pixels; a latent's without it", ge=0,
+        le=512,
+    )  # fmt: skip
     keyframe_interval: int = Field(8, title="Keyframe interval", description="frames per keyframe", ge=1, le=64)
     keyframe_offsets: int = Field(
         2, title="Keyframe offsets", description="places in an interval a keyframe may have", ge=1, le=64
+    )
+    cuts: str = Field(
+        "auto", title="Cuts", description="auto, none, or frames at which a new shot begins, such as 12,48; no frame "
+        "follows a keyframe of another shot",
+        json_schema_extra={"pattern": r"^(auto|none|\d+(,\d+)*)$", "examples": ["auto", "12,48"]},
+    )  # fmt: skip
+    keyframe_placement: Placement = Field(
+        "interval", title="Keyframe placement", description="interval, or adaptive: shorter intervals where more moves"
     )
     attended_keyframes: int = Field(
         8, title="Attended keyframes", description="beyond so many, not all attend to all", ge=1, le=4096
     )
     blend: Blend = Field("linear", title="Blend", description="how two keyframes are mixed")
+    deflicker: float = Field(
+        0.0, title="Deflicker", description="how far patches of the picture are drawn to their keyframes' colours; 0: "
+        "not at all", ge=0, le=1,
+    )  # fmt: skip
+    match_colours: float = Field(
+        0.0, title="Match colours", description="how far pictures are moved to the source's colours on the whole; 0: "
+        "not at all", ge=0, le=1,
+    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -140,6 +172,25 @@ class EditConfig(Frozen):
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}; have {', '.join(PRESETS)}")
         return PRESETS[name] | options
+
+    def anywhere(self) -> EditConfig:
+        """The same with paths that are understood from any folder."""
+        paths = {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)}
+        return self.model_copy(update={name: path.absolute() for name, path in paths.items()})
+
+    @property
+    def mask_words(self) -> str:
+        """The words whose attention is the mask."""
+        assert self.mask_from is not None, "a mask is found by words"
+        return self.mask_from.partition(":")[2].strip()
+
+    @model_validator(mode="after")
+    def _one_mask(self) -> EditConfig:
+        if self.mask is not None and self.mask_from is not None:
+            raise ValueError("--mask and --mask-from both say what is edited; leave one out")
+        if self.mask_from is not None and not re.fullmatch(MASK_FROM, self.mask_from):
+            raise ValueError(f"--mask-from {self.mask_from!r} is not cross-attention:WORD, such as cross-attention:dog")
+        return self
 
     @model_validator(mode="after")
     def _guidance_in_order(self) -> EditConfig:

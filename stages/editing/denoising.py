@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
@@ -36,6 +37,8 @@ from ..diffusion.ddim import guided
 from ..diffusion.heaps import give_back_holes
 from ..diffusion.patching import Hook, patched
 from ..diffusion.solvers import Sampling
+from .controlling import Controlling
+from .masking import in_latents, put_back
 from .passes import Stretch, apart, spans, stretches
 from .reading import read_ahead
 from .resuming import NOTHING_KEPT, Moment, PassedSteps, Scratch
@@ -96,15 +99,18 @@ class Denoiser:
 
     frames    of the clip, ascending: those that are denoised
     latents   of invert_frames        tokens   of extract_tokens (its feature only)        field   of match_tokens
+    mask      of read_masks or find_masks: outside of it the source's latents are put back at every step
     editing_keyframes   entered for every joint pass
+    controls            control images of each ControlNet: rgb of control_frames
     """
 
     def __init__(
         self, spec: EditSpec, frames: Sequence[int], *, latents: Arrays, tokens: Arrays, field: Arrays,
-        timesteps: tuple[int, ...], backbone: Backbone,
-        editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext,
+        timesteps: tuple[int, ...], backbone: Backbone, mask: Arrays | None = None,
+        editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, controls: Sequence[Arrays] = (),
     ) -> None:  # fmt: skip
         self.editing_keyframes = editing_keyframes
+        self.latents, self.mask = latents, mask
         self.spec, self.frames, self.timesteps, self.backbone = spec, list(frames), timesteps, backbone
         self.tokens, self.field = tokens, field
         # Differs: at guidance 1 the unconditional branch has no weight and is not run; there never is a source branch.
@@ -119,6 +125,7 @@ class Denoiser:
         self.weights: NDArray[Any] = field["weights"][:]
         self.whole = self._whole_steps()
         self.reuse = Reuse(backbone.unet, backbone.layers) if spec.feature_reuse > 1 else None
+        self.controlling = Controlling(backbone, controls, keeps=self.reuse is not None)
         self._reads = self._reading(self.steps)
 
     @property
@@ -141,7 +148,7 @@ class Denoiser:
         kept_as            what tells this trajectory from others in the same scratch
         raises             NonFiniteLatents, naming the timestep and the first bad frame
         """
-        now = self.backbone.to_device(self.editor.first_latents(self.frames).numpy())
+        now = self._kept(self.steps.start, self.backbone.to_device(self.editor.first_latents(self.frames).numpy()))
         wanted = [self.frames.index(frame) for frame in followed]
         for step in range(self.steps.start):
             yield Moment(step, now[wanted], now)
@@ -159,11 +166,29 @@ class Denoiser:
             yield moment
             noise = self.noise(step, now, self._keyframes_of(step, now, keyframe_latents))
             following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
-            now = sampling.step(now, noise, self.timesteps[step], following)
+            now = self._kept(step + 1, sampling.step(now, noise, self.timesteps[step], following))
             self._finite(passed, now, stage, step)
         moment = Moment(len(self.timesteps), now[wanted], now)
         self._keep(passed, moment, sampling)
         yield moment
+
+    def _kept(self, step: int, edited: Tensor) -> Tensor:
+        """Latents (frame, c, h, w) of `frames` at the start of `step`, or the end; outside the mask the source's."""
+        if self.mask is None:
+            return edited
+        if step == len(self.timesteps):
+            clean = self.latents["clean_latents"]
+            source = np.concatenate([clean[frame : frame + 1] for frame in self.frames])
+        else:
+            source = rows(self.latents["latents"], step, self.frames)
+        return put_back(edited, self.backbone.to_device(source).float(), self._share.to(edited.device))
+
+    @cached_property
+    def _share(self) -> Tensor:
+        """How much of each latent pixel of `frames` is edited (frame, 1, height, width)."""
+        assert self.mask is not None, "there is a mask"
+        size = self.latents["latents"].shape[-2:]
+        return torch.cat([in_latents(self.mask["mask"][frame : frame + 1], *size) for frame in self.frames])
 
     def _keyframes_of(self, step: int, now: Tensor, known: Array | None) -> Tensor:
         """Latents (keyframe, c, h, w) of the step's keyframes: among `now`, or `known` (timestep, support, c, h, w)."""
@@ -327,18 +352,20 @@ class Denoiser:
         return len(self._text(step))
 
     def _whole_steps(self) -> list[bool]:
-        """Per step whether the whole UNet is executed: when its turn has come, or a branch comes in."""
+        """Per step whether the whole UNet is executed: its turn has come, a branch comes in, a ControlNet changes."""
         whole = [True] * len(self.timesteps)
         since = self.steps.start
         for before, step in pairwise(self.steps):
-            whole[step] = step - since >= self.spec.feature_reuse or self.branches(step) > self.branches(before)
+            due = step - since >= self.spec.feature_reuse or self.branches(step) > self.branches(before)
+            strengths = [self.editor.conditions(each).control_strengths for each in (before, step)]
+            whole[step] = due or strengths[0] != strengths[1]
             since = step if whole[step] else since
         return whole
 
     def _conditions(self, step: int) -> editors.Conditions:
         given = self.editor.conditions(step)
         if len(given.text) > 1 and not self.spec.guided_at(step, len(self.timesteps)):
-            return editors.Conditions(given.text[-1:], 1.0)
+            return replace(given, text=given.text[-1:], guidance_scale=1.0)
         return given
 
     def _text(self, step: int) -> Tensor:
@@ -359,8 +386,17 @@ class Denoiser:
         elif self.reuse:
             forwards = self.reuse.reusing(frames, branches)
         text = conditions.text.repeat_interleave(len(latents), dim=0)
+        batch, timestep, strengths = (
+            latents.repeat(branches, 1, 1, 1),
+            self.timesteps[step],
+            conditions.control_strengths,
+        )
+        if self.whole[step]:
+            residuals = self.controlling.residuals(strengths, frames, batch, timestep, text)
+        else:
+            residuals = self.controlling.reused(frames, branches)
         with patched(self.backbone.unet, processors, hooks, forwards):
-            noise = self.backbone.predict_noise(latents.repeat(branches, 1, 1, 1), self.timesteps[step], text)
+            noise = self.backbone.predict_noise(batch, timestep, text, residuals)
         parts = noise.unflatten(0, (branches, len(latents)))
         return parts[0] if branches == 1 else guided(parts[0], parts[1], conditions.guidance_scale)
 
