@@ -58,6 +58,16 @@ PoolOption = Annotated[str, typer.Option(metavar="NAME", help="The work pool; ma
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Open weights that are no .safetensors too: they may hold code.")
 ]
+CodecOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="h264, hevc, av1, vp9, prores; what the ending of the file stands for without."),
+]
+QualityOption = Annotated[
+    int | None, typer.Option(help="Of the clip, 0 to 100 on the same scale for every codec; 80 without it.")
+]
+PixelFormatOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of the clip, such as yuv444p or yuv420p10le.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -158,6 +168,9 @@ def edit_options(
         str, typer.Option(help="Of the model: float32, float16 or bfloat16; auto: float16 on a GPU only.")
     ] = "auto",
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
+    codec: CodecOption = None,
+    quality: QualityOption = None,
+    pixel_format: PixelFormatOption = None,
     allow_pickle: PickleOption = False,
     runner: Annotated[
         str, typer.Option(metavar="NAME", help="here; dask or ray: the run's parts are spread over several workers.")
@@ -274,7 +287,10 @@ EngineOption = Annotated[str, typer.Option(help="Who walks the stages: auto, pre
 @command
 def run(
     plan: "Plan",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The video to write.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The clip: .mp4, .mov, .mkv, .webm, .gif, .webp, or a folder of PNGs."),
+    ] = None,
     engine: EngineOption = "auto",
     detach: Annotated[
         bool, typer.Option("--detach", help="Hand the run to a worker and return: see tf up, tf watch, tf cancel.")
@@ -650,15 +666,22 @@ def explain(
 @command
 def export(
     key: Annotated[str, typer.Argument(metavar="KEY|RUN", help="The first digits of an edit's key, or a run.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The video to write.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The clip: .mp4, .mov, .mkv, .webm, .gif, .webp, or a folder of PNGs."),
+    ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(metavar="FILE.zip", help="Write the run and all it needs, for tf pull --from FILE.zip."),
     ] = None,
+    codec: CodecOption = None,
+    quality: QualityOption = None,
+    pixel_format: PixelFormatOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write an edit that is in the store as a video, or a run as a bundle for a colleague without access."""
+    from flows.config import make_runtime
     from flows.export import export_key
     from store.errors import InputError
 
@@ -667,7 +690,8 @@ def export(
         return
     if output is None or bundle:
         raise InputError("name one thing to write: a video with -o, or a bundle with --bundle")
-    written = export_key(open_store(store), key, output)
+    encoding = make_runtime(codec=codec, quality=quality, pixel_format=pixel_format).encoding
+    written = export_key(open_store(store), key, output, encoding)
     if as_json:
         print_json(written.model_dump(mode="json"))
     else:

@@ -343,7 +343,7 @@ def test_no_runtime_field_moves_a_key(plan: Plans, store: Store, tmp_path: Path)
         "runner": "dask",
         "address": "tcp://127.0.0.1:9",
     }
-    others["allow_pickle"] = True
+    others |= {"allow_pickle": True, "codec": "hevc", "quality": 40, "pixel_format": "yuv444p"}
     assert set(others) == set(RuntimeConfig.model_fields)
     assert make_runtime(**others) != make_runtime()
     keys = [node.key for node in plan().nodes]
@@ -393,6 +393,28 @@ def test_an_export_that_is_there_is_not_written_again(plan: Plans, tmp_path: Pat
     file.write_bytes(b"something else")
     run_edit(plan(), file, "direct")
     assert file.read_bytes() == first[1]
+
+
+def test_another_encoding_is_written_anew_from_the_same_edit(plan: Plans, tmp_path: Path) -> None:
+    file = tmp_path / "out.mp4"
+    run_edit(plan(), file, "direct")
+    first = file.read_bytes()
+    result = run_edit(plan(codec="hevc", quality=40), file, "direct")
+    assert all(use.hit for use in result.uses)
+    assert file.read_bytes() != first
+    run_edit(plan(), file, "direct")
+    assert file.read_bytes() == first
+
+
+def test_a_folder_of_pictures_that_is_there_is_not_written_again(plan: Plans, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    run_edit(plan(), folder, "direct")
+    first = (folder / "00003.png").stat()
+    run_edit(plan(), folder, "direct")
+    assert (folder / "00003.png").stat().st_ino == first.st_ino
+    (folder / "00003.png").unlink()
+    run_edit(plan(), folder, "direct")
+    assert len(list(folder.iterdir())) == 7
 
 
 @pytest.mark.slow
