@@ -41,7 +41,7 @@ def find_model(name: str, store: Store, allow_pickle: bool = False) -> ModelFile
 
     allow_pickle   take weights that are no .safetensors too, where there are no others
     """
-    from stages.backbones.stable_diffusion import check_folder, identity_files, pickled_weights
+    from stages.backbones.folders import check_folder, identity_files, pickled_weights
 
     if not name.strip():
         raise InputError("--model is empty; give a diffusers folder, a .safetensors file, a hub id, or 'pocket'")
@@ -72,7 +72,7 @@ def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
     from stages.backbones.layout import ModelLayout, layout, read_configs
 
     traced = store.remembered(
-        f"layout 1 {model.key} {width}x{height}",
+        f"layout 2 {model.key} {width}x{height}",
         lambda: layout(read_configs(model.folder), width, height).model_dump(mode="json"),
     )
     return ModelLayout.model_validate(traced)
@@ -83,7 +83,7 @@ def geometry_of(model: ModelFiles, store: Store) -> Any:
     from stages.backbones.layout import ModelGeometry, geometry, read_configs
 
     traced = store.remembered(
-        f"geometry 1 {model.key}", lambda: geometry(read_configs(model.folder)).model_dump(mode="json")
+        f"geometry 2 {model.key}", lambda: geometry(read_configs(model.folder)).model_dump(mode="json")
     )
     return ModelGeometry.model_validate(traced)
 
@@ -118,7 +118,7 @@ def _unpacked(file: Path, store: Store, allow_pickle: bool) -> Path:
         raise InputError(f"model file {file} is no .safetensors file; other weight files are not opened{way_out}")
     folder = store.root / "models" / store.file_hash(file)
     if not (folder / "model_index.json").is_file():
-        from stages.backbones.stable_diffusion import unpack_single_file
+        from stages.backbones.folders import unpack_single_file
 
         unpack_single_file(file, folder)
     return folder

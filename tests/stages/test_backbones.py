@@ -14,21 +14,14 @@ import torch
 
 from stages import invert_frames
 from stages.backbones import stable_diffusion
+from stages.backbones.folders import check_folder, identity_files
 from stages.backbones.layout import forward_flops, geometry, layout, noise_schedule, read_configs
-from stages.backbones.stable_diffusion import (
-    Runtime,
-    StableDiffusion,
-    check_folder,
-    frames_that_fit,
-    identity_files,
-    load,
-)
-from stages.diffusion.attention import INJECTED_FEATURE
+from stages.backbones.stable_diffusion import Runtime, StableDiffusion, frames_that_fit, load
 from stages.diffusion.checks import NonFiniteLatents, finite
 from store.errors import InputError
 from tests.tiny.method import Prepared, edit_of_keyframes, edit_spec, moving_clip, prepare, propagate
 
-FAMILIES = ("tiny_folder", "kl_folder")
+FAMILIES = ("tiny_folder", "kl_folder", "sd2_folder", "sdxl_folder")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -77,8 +70,15 @@ class TestContract:
     @torch.inference_mode()
     def test_text_is_what_the_pipeline_embeds(self, model: StableDiffusion) -> None:
         prompts = ["a red ball", "", "a very long prompt that the tokenizer has no room for"]
-        expected = torch.cat([model.pipeline.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
-        torch.testing.assert_close(model.encode_text(prompts), expected, rtol=1e-4, atol=1e-5)
+        made = [model.pipeline.encode_prompt(p, device="cpu", do_classifier_free_guidance=False,
+                                             num_images_per_prompt=1) for p in prompts]  # fmt: skip
+        expected, text = torch.cat([embeddings[0] for embeddings in made]), model.encode_text(prompts)
+        if model.family.ADDED == "text_time":
+            pooled, width = torch.cat([embeddings[2] for embeddings in made]), made[0][2].shape[-1]
+            torch.testing.assert_close(text[[0, 2], -1, :width], pooled[[0, 2]], rtol=1e-4, atol=1e-5)
+            assert not text[:, -1, width:].any() and not text[1].any(), "padding is zero, and so is an empty prompt"
+            text, expected = text[[0, 2], :-1], expected[[0, 2]]
+        torch.testing.assert_close(text, expected, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(expected[0], expected[1], atol=1e-3)
 
     def test_what_is_cut_from_a_prompt_is_said(self, model: StableDiffusion) -> None:
@@ -144,7 +144,12 @@ class TestContract:
         latents = torch.randn(2, 4, 8, 10, generator=torch.Generator().manual_seed(0))
         text = model.encode_text(["", "a thing"])
         ours = model.predict_noise(latents, 301, text)
-        theirs = model.unet(latents, torch.tensor(301), encoder_hidden_states=text).sample
+        given: dict[str, Any] = {"encoder_hidden_states": text}
+        if model.family.ADDED == "text_time":
+            pooled, sizes = model.pipeline.text_encoder_2.config.projection_dim, torch.tensor([64, 80, 0, 0, 64, 80.0])
+            added = {"text_embeds": text[:, -1, :pooled], "time_ids": torch.stack([sizes, sizes])}
+            given = {"encoder_hidden_states": text[:, :-1], "added_cond_kwargs": added}
+        theirs = model.unet(latents, torch.tensor(301), **given).sample
         assert torch.equal(ours, theirs)
         assert ours.dtype == torch.float32
 
@@ -160,13 +165,13 @@ class TestContract:
             return lambda module, inputs, output: seen.__setitem__(name, tuple(output.shape[1:]))
 
         modules = dict(model.unet.named_modules())
-        hooks = [modules[name].register_forward_hook(noting(name)) for name in [*model.layers, INJECTED_FEATURE]]
+        hooks = [modules[name].register_forward_hook(noting(name)) for name in [*model.layers, model.injected_feature]]
         latents = model.encode(moving_clip(1, width=size[0], height=size[1]))
         model.predict_noise(latents, 1, model.encode_text([""]))
         for hook in hooks:
             hook.remove()
         assert latents.shape[1:] == (known.latent_channels, known.latent_height, known.latent_width)
-        assert seen.pop(INJECTED_FEATURE) == known.feature
+        assert seen.pop(model.injected_feature) == known.feature
         assert {layer.name: (layer.tokens, layer.channels) for layer in known.layers} == seen
         assert [layer.name for layer in known.layers] == list(seen) == model.layers
         assert list(known.injected_layers) == model.injected_layers
@@ -242,7 +247,10 @@ def pickled_weights(folder: Path) -> None:
         (without_unet, "no unet"),
         (without_index, "no model_index.json"),
         (garbled_index, "not valid JSON"),
-        (other_pipeline, "is a FluxPipeline, which is not supported; have StableDiffusionPipeline"),
+        (
+            other_pipeline,
+            "is a FluxPipeline, which is not supported; have StableDiffusionPipeline, StableDiffusionXLPipeline",
+        ),
         (pickled_weights, "no .safetensors file in vae"),
     ],
 )
