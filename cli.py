@@ -67,6 +67,14 @@ def edit_options(
         list[str] | None, typer.Option(metavar="TEXT", help="What the edit shows; give it again for another edit.")
     ] = None,
     model: Annotated[str, typer.Option(metavar="ID|DIR|FILE|pocket", help="The text-to-image model.")] = "pocket",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA on top of the model; give it again for another."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:TOKEN]", help="A word learnt by textual inversion; give it again for another."),
+    ] = None,
     source_prompt: Annotated[str, typer.Option(help="What the video shows.")] = "",
     frames: Annotated[
         str | None, typer.Option(metavar="START:STOP[:STEP]", help="Which frames; all without it.")
@@ -140,7 +148,10 @@ def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     from flows.presets import with_preset
 
     asked = with_preset(given["preset"], {name: given[name] for name in given if name in EditConfig.model_fields})
-    own = {"prompts": tuple(given["prompt"] or ()), "editor_settings": parse_settings(given["set_"] or [])}
+    own = {
+        "prompts": tuple(given["prompt"] or ()), "editor_settings": parse_settings(given["set_"] or []),
+        "loras": tuple(given["lora"] or ()), "embeddings": tuple(given["embedding"] or ()),
+    }  # fmt: skip
     budget = parse_bytes(given["token_budget"])
     runtime = make_runtime(
         device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],

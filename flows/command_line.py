@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from .config import EditConfig, RuntimeConfig
+from .config import REPEATED, EditConfig, RuntimeConfig
 
 
 def run_command(
@@ -15,10 +15,12 @@ def run_command(
 
     wrapped   on several lines, an option each
     """
-    options = [("--prompt", prompt) for prompt in config.prompts]
+    options = [
+        (option, value) for field, option in REPEATED.items() for value in getattr(config, field.removeprefix("--"))
+    ]
     for name, field in EditConfig.model_fields.items():
         value = getattr(config, name)
-        if name not in ("video", "prompts", "editor_settings") and value != field.default:
+        if name not in ("video", "editor_settings") and f"--{name}" not in REPEATED and value != field.default:
             options.append((_option(name), str(value)))
     options += [("--set", f"{name}={value}") for name, value in config.editor_settings.items()]
     for name, field in RuntimeConfig.model_fields.items():

@@ -26,6 +26,7 @@ UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 MOST_PROMPTS = 100  # of one run: each is an edit of the whole video
 
+REPEATED = {"--prompts": "--prompt", "--loras": "--lora", "--embeddings": "--embedding"}  # given once for each value
 FORM_BEGINS = ("video", "prompts", "model", "preset", "source_prompt", "size", "frames", "editor", "guidance_scale",
                "negative_prompt")  # fmt: skip
 OF_PRESETS = frozenset(option for options in PRESETS.values() for option in options)
@@ -82,6 +83,14 @@ class EditConfig(Frozen):
     model: str = Field(
         "pocket", title="Model", description="'pocket', a diffusers folder, a .safetensors file or a hub id"
     )
+    loras: tuple[str, ...] = Field(
+        (), title="LoRAs", description="each FILE.safetensors or FILE.safetensors:WEIGHT, on top of the model",
+        max_length=16,
+    )  # fmt: skip
+    embeddings: tuple[str, ...] = Field(
+        (), title="Embeddings", description="textual inversion, each FILE.safetensors or FILE.safetensors:TOKEN",
+        max_length=64,
+    )  # fmt: skip
     source_prompt: str = Field("", title="Source prompt", description="what the video shows; may be empty")
     frames: str | None = Field(
         None, title="Frames", description="START:STOP or START:STOP:STEP, such as 0:40; all without it",
@@ -241,7 +250,7 @@ def _checked(kind: type[Config], given: dict[str, Any]) -> Config:
         if not first["loc"]:  # of options that do not go together
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        option = {"--editor-settings": "--set", "--prompts": "--prompt"}.get(option, option)
+        option = {"--editor-settings": "--set", **REPEATED}.get(option, option)
         raise InputError(f"{option} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 

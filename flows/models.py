@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
+from stages.backbones.adapters import Adapters
 from store.errors import InputError
+from store.keys import canonical_json
 from store.schemas import Frozen
 from store.store import Store
 
@@ -34,12 +38,16 @@ class ModelFiles:
     key: str
     advice: Advice
     pickled: bool = False  # its weights, or some of them, are no .safetensors
+    adapters: Adapters = field(default_factory=Adapters)
 
 
-def find_model(name: str, store: Store, allow_pickle: bool = False) -> ModelFiles:
+def find_model(
+    name: str, store: Store, allow_pickle: bool = False, loras: Sequence[str] = (), embeddings: Sequence[str] = ()
+) -> ModelFiles:
     """The model called `name`: 'pocket', a diffusers folder, a single checkpoint file, or a hub id.
 
-    allow_pickle   take weights that are no .safetensors too, where there are no others
+    allow_pickle        take weights that are no .safetensors too, where there are no others
+    loras, embeddings   put on top, as FILE:WEIGHT and FILE:TOKEN
     """
     from stages.backbones.folders import check_folder, identity_files, pickled_weights
 
@@ -64,7 +72,9 @@ def find_model(name: str, store: Store, allow_pickle: bool = False) -> ModelFile
     check_folder(folder, allow_pickle)
     pickled = bool(pickled_weights(folder)) or (Path(name).is_file() and Path(name).suffix != ".safetensors")
     files = [path.relative_to(folder) for path in identity_files(folder)]
-    return ModelFiles(name, load_from, folder, f"blake3:{store.folder_hash(folder, files)}", _advice(folder), pickled)
+    adapters = Adapters.read(loras, embeddings)
+    key = _key_with(adapters, f"blake3:{store.folder_hash(folder, files)}", store)
+    return ModelFiles(name, load_from, folder, key, _advice(folder), pickled, adapters)
 
 
 def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
@@ -86,6 +96,18 @@ def geometry_of(model: ModelFiles, store: Store) -> Any:
         f"geometry 2 {model.key}", lambda: geometry(read_configs(model.folder)).model_dump(mode="json")
     )
     return ModelGeometry.model_validate(traced)
+
+
+def _key_with(adapters: Adapters, model: str, store: Store) -> str:
+    """The model's key with its adapters by the bytes of their files; the model's own where there are none."""
+    if not adapters:
+        return model
+    named = {
+        "model": model,
+        "loras": [[store.file_hash(lora.file), lora.weight] for lora in adapters.loras],
+        "embeddings": [[store.file_hash(embedding.file), embedding.token] for embedding in adapters.embeddings],
+    }
+    return f"sha256:{hashlib.sha256(canonical_json(named).encode()).hexdigest()}"
 
 
 def _advice(folder: Path) -> Advice:

@@ -64,7 +64,7 @@ class Plan:
         self._found: dict[str, Artifact] = {}
         known = video or KnownVideo.of(config.video, store)
         self.video, self.video_key = known.info, known.key
-        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle)
+        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, config.loras, config.embeddings)
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
         self.notes += [*self.video.notes, *([size.sentence] if size.sentence else [])]

@@ -32,9 +32,9 @@ def plan_again(
         raise InputError(f"the video {place} of {file} is not there; say where it is with --video PATH")
     _check_bytes(f"the video {place}", f"blake3:{store.file_hash(place)}", sidecar.video.key, file, "--video PATH")
     name = model or sidecar.config.model
-    _check_bytes(
-        f"the model {name}", find_model(name, store, runtime.allow_pickle).key, sidecar.model.key, file, "--model NAME"
-    )
+    now = find_model(name, store, runtime.allow_pickle, sidecar.config.loras, sidecar.config.embeddings)
+    what = f"the model {name}" + (" with its LoRAs and embeddings" if now.adapters else "")
+    _check_bytes(what, now.key, sidecar.model.key, file, "--model NAME")
     plan = Plan(_config(sidecar, place, name), runtime, store)
     plan.notes = [note for note in (other_software(sidecar),) if note]
     for node, then in zip(plan.nodes, sidecar.recipes, strict=True):

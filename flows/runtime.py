@@ -34,7 +34,7 @@ def load_backbone(plan: Plan) -> StableDiffusion:
     kept, wanted = _kept.get({}), (plan.model.key, runtime)
     if wanted not in kept:
         kept.clear()  # before another is loaded: a GPU may not hold two
-        kept[wanted] = load(plan.model.load_from, runtime)
+        kept[wanted] = load(plan.model.load_from, runtime, plan.model.adapters)
     return kept[wanted]
 
 

@@ -132,6 +132,8 @@ def resolved(plan: Plan, keyframes: Node) -> EditConfig:
             "video": plan.config.video.absolute(),
             "prompts": (keyframes.spec.prompt,),
             "model": model_place(plan),
+            "loras": tuple(map(str, plan.model.adapters.loras)),
+            "embeddings": tuple(map(str, plan.model.adapters.embeddings)),
             "guidance_scale": plan.guidance_scale,
             "editor_settings": keyframes.spec.editor.settings,
         }

@@ -42,4 +42,4 @@ class Backbone(Protocol):
         """The end of `prompt` that the tokenizer has no room for."""
 
     def predict_noise(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
-        """One UNet pass over latents (batch, channel, height, width), text (batch, row, channel) of `encode_text` → float32."""
+        """One UNet pass over latents (batch, channel, height, width) and text (batch, row, channel) → float32."""

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -22,9 +21,11 @@ from store.errors import InputError
 from ..diffusion.attention import injected_attention_layers, injected_feature, self_attention_layers
 from ..diffusion.checks import FullDeviceError
 from ..diffusion.ddim import NoiseLevels
+from .adapters import Adapters, adapt
 from .families import family_of_unet
 from .layout import forward_flops, noise_schedule
 
+NO_ADAPTERS = Adapters()
 UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}  # components of a pipeline
 FRAMES_AT_ONCE = 16  # on a CPU: fewer are slower (4: a tenth), more are no faster
 FRAMES_AT_ONCE_ON_GPU = 64
@@ -140,7 +141,7 @@ class StableDiffusion:
         return torch.cat(rgb).numpy()
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text (prompt, row, channel), of which only the first axis means something to others; what the tokenizer cannot hold is cut, see `cut_from`."""
+        """Text (prompt, row, channel), opaque but for its first axis; what has no room is cut, see `cut_from`."""
         logger = logging.getLogger(type(self.pipeline).__module__)
         level = logger.level
         logger.setLevel(logging.ERROR)  # the cut is reported by `cut_from`, in our own words
@@ -152,6 +153,7 @@ class StableDiffusion:
     def cut_from(self, prompt: str) -> str:
         """The end of `prompt` that the tokenizer has no room for; empty when all of it fits."""
         tokenizer = self.pipeline.tokenizer
+        prompt = self.pipeline.maybe_convert_prompt(prompt, tokenizer)  # a learnt word may take several tokens
         ids = tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids
         return str(tokenizer.decode(ids[tokenizer.model_max_length - 2 :])).strip()
 
@@ -200,8 +202,8 @@ def noise_levels(config: Any) -> NoiseLevels:
     return NoiseLevels(alphas, float(scheduler.final_alpha_cumprod), schedule.prediction_type)
 
 
-def load(model: str, runtime: Runtime) -> StableDiffusion:
-    """Load a diffusers folder or a hub id; InputError, one sentence, where that fails."""
+def load(model: str, runtime: Runtime, adapters: Adapters = NO_ADAPTERS) -> StableDiffusion:
+    """Load a diffusers folder or a hub id, and what is put on top; InputError, one sentence, where that fails."""
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from safetensors import SafetensorError
@@ -226,6 +228,7 @@ def load(model: str, runtime: Runtime) -> StableDiffusion:
         reason = " ".join(str(error).split())[:240]
         raise InputError(f"model {model} cannot be loaded: {reason}") from None
     pipeline.set_progress_bar_config(disable=True)
+    adapt(pipeline, adapters)
     pipeline.unet.eval().requires_grad_(False).to(runtime.device, memory_format=torch.channels_last)
     for name, has_weights in family_of_unet(pipeline.unet.config).COMPONENTS.items():
         if has_weights and name.startswith("text_encoder"):

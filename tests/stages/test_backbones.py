@@ -249,7 +249,7 @@ def pickled_weights(folder: Path) -> None:
         (garbled_index, "not valid JSON"),
         (
             other_pipeline,
-            "is a FluxPipeline, which is not supported; have StableDiffusionPipeline, StableDiffusionXLPipeline",
+            "FluxPipeline, which is not supported; have StableDiffusionPipeline, StableDiffusionXLPipeline",
         ),
         (pickled_weights, "no .safetensors file in vae"),
     ],

@@ -38,7 +38,7 @@ class Family(Protocol):
 def families() -> list[Family]:
     """All families there are, by name."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [importlib.import_module(f"{__name__}.{name}") for name in names]  # type: ignore[misc]
+    return [importlib.import_module(f"{__name__}.{name}") for name in names]
 
 
 def pipelines() -> list[str]:
