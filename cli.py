@@ -75,6 +75,10 @@ def edit_options(
         list[str] | None,
         typer.Option(metavar="FILE[:TOKEN]", help="A word learnt by textual inversion; give it again for another."),
     ] = None,
+    prompt_weighting: Annotated[
+        bool,
+        typer.Option("--prompt-weighting", help="Read (words)1.3, words++ and long prompts as compel does."),
+    ] = False,
     source_prompt: Annotated[str, typer.Option(help="What the video shows.")] = "",
     frames: Annotated[
         str | None, typer.Option(metavar="START:STOP[:STEP]", help="Which frames; all without it.")
@@ -110,6 +114,20 @@ def edit_options(
         int | None, typer.Option(help="Every how many steps deep features are computed anew; 1: at every step.")
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="VIDEO|FOLDER|PICTURE", help="White is edited, black is kept as in the source."),
+    ] = None,
+    mask_from: Annotated[
+        str | None,
+        typer.Option(metavar="cross-attention:WORD", help="Edit what a word of the source prompt names, nothing else."),
+    ] = None,
+    keep_background: Annotated[
+        str | None, typer.Option(metavar="WORD", help="Short for --mask-from cross-attention:WORD.")
+    ] = None,
+    mask_feather: Annotated[
+        int | None, typer.Option(help="Width of the mask's soft edge in pixels; that of a latent pixel without it.")
+    ] = None,
     keyframe_interval: Annotated[int, typer.Option(help="Frames per keyframe.")] = 8,
     keyframe_offsets: Annotated[
         int | None, typer.Option(help="Places in an interval that a keyframe may have; 2 without it.")
@@ -147,7 +165,10 @@ def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     from flows.config import EditConfig, make_config, make_runtime, parse_bytes, parse_settings
     from flows.presets import with_preset
 
-    asked = with_preset(given["preset"], {name: given[name] for name in given if name in EditConfig.model_fields})
+    named = {name: given[name] for name in given if name in EditConfig.model_fields}
+    if given["keep_background"]:
+        named["mask_from"] = named["mask_from"] or f"cross-attention:{given['keep_background']}"
+    asked = with_preset(given["preset"], named)
     own = {
         "prompts": tuple(given["prompt"] or ()), "editor_settings": parse_settings(given["set_"] or []),
         "loras": tuple(given["lora"] or ()), "embeddings": tuple(given["embedding"] or ()),

@@ -24,6 +24,7 @@ SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+MASK_FROM = r"cross-attention:.*\S.*"
 MOST_PROMPTS = 100  # of one run: each is an edit of the whole video
 
 REPEATED = {"--prompts": "--prompt", "--loras": "--lora", "--embeddings": "--embedding"}  # given once for each value
@@ -91,6 +92,9 @@ class EditConfig(Frozen):
         (), title="Embeddings", description="textual inversion, each FILE.safetensors or FILE.safetensors:TOKEN",
         max_length=64,
     )  # fmt: skip
+    prompt_weighting: bool = Field(
+        False, title="Prompt weighting", description="read (words)1.3, words++ and long prompts as compel does"
+    )
     source_prompt: str = Field("", title="Source prompt", description="what the video shows; may be empty")
     frames: str | None = Field(
         None, title="Frames", description="START:STOP or START:STOP:STEP, such as 0:40; all without it",
@@ -127,6 +131,17 @@ class EditConfig(Frozen):
         1, title="Feature reuse", description="every how many steps deep features are computed anew", ge=1, le=10
     )
     negative_prompt: str = Field("", title="Negative prompt", description="what to keep away from")
+    mask: Path | None = Field(
+        None, title="Mask", description="a picture, a folder of pictures or a video: white is edited, black is kept"
+    )
+    mask_from: str | None = Field(
+        None, title="Mask from", description="cross-attention:WORD of the source prompt: what it names is edited",
+        json_schema_extra={"pattern": MASK_FROM, "examples": ["cross-attention:dog"]},
+    )  # fmt: skip
+    mask_feather: int | None = Field(
+        None, title="Mask feather", description="width of the mask's soft edge in pixels; a latent's without it", ge=0,
+        le=512,
+    )  # fmt: skip
     keyframe_interval: int = Field(8, title="Keyframe interval", description="frames per keyframe", ge=1, le=64)
     keyframe_offsets: int = Field(
         2, title="Keyframe offsets", description="places in an interval a keyframe may have", ge=1, le=64
@@ -148,6 +163,30 @@ class EditConfig(Frozen):
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}; have {', '.join(PRESETS)}")
         return PRESETS[name] | options
+
+    def anywhere(self) -> EditConfig:
+        """The same with paths that are understood from any folder."""
+        from stages.backbones.adapters import absolute  # which imports torch: whoever asks has a plan, and torch
+
+        paths = {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)}
+        return self.model_copy(
+            update={name: path.absolute() for name, path in paths.items()}
+            | {name: tuple(absolute(text) for text in getattr(self, name)) for name in ("loras", "embeddings")}
+        )
+
+    @property
+    def mask_words(self) -> str:
+        """The words whose attention is the mask."""
+        assert self.mask_from is not None, "a mask is found by words"
+        return self.mask_from.partition(":")[2].strip()
+
+    @model_validator(mode="after")
+    def _one_mask(self) -> EditConfig:
+        if self.mask is not None and self.mask_from is not None:
+            raise ValueError("--mask and --mask-from both say what is edited; leave one out")
+        if self.mask_from is not None and not re.fullmatch(MASK_FROM, self.mask_from):
+            raise ValueError(f"--mask-from {self.mask_from!r} is not cross-attention:WORD, such as cross-attention:dog")
+        return self
 
     @model_validator(mode="after")
     def _guidance_in_order(self) -> EditConfig:

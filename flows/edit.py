@@ -34,28 +34,24 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
     plan = session.plan
     # The field is asked for before the tokens: where they are not kept, matching writes the tokens' artifact as well.
     source: dict[str, Any] = {"latents": prepared.latents, "field": prepared.field, "tokens": prepared.tokens}
+    if prepared.mask is not None:
+        source["mask"] = prepared.mask
 
-    def keyframes(part: range, scratch: Kept, latents: Artifact, tokens: Artifact, field: Artifact) -> Blocks:
+    def keyframes(part: range, scratch: Kept, **inputs: Artifact) -> Blocks:
         return edit_keyframes.run(
-            keyframe_node.spec, part, latents=latents, tokens=tokens, field=field, timesteps=plan.timesteps,
-            backbone=session.backbone, scratch=scratch,
-        )  # fmt: skip
+            keyframe_node.spec, part, timesteps=plan.timesteps, backbone=session.backbone, scratch=scratch, **inputs
+        )
 
-    def propagate(
-        part: range, scratch: Kept, keyframe_edit: Artifact, latents: Artifact, tokens: Artifact, field: Artifact
-    ) -> Blocks:
+    def propagate(part: range, scratch: Kept, **inputs: Artifact) -> Blocks:
         return propagate_tokens.run(
-            edit_node.spec, part, edit=keyframe_node.spec, keyframe_edit=keyframe_edit, latents=latents, tokens=tokens,
-            field=field, timesteps=plan.timesteps, backbone=session.backbone, scratch=scratch,
+            edit_node.spec, part, edit=keyframe_node.spec, timesteps=plan.timesteps, backbone=session.backbone,
+            scratch=scratch, **inputs,
         )  # fmt: skip
 
-    def together(
-        part: range, put: Along, scratch: Kept, latents: Artifact, tokens: Artifact, field: Artifact
-    ) -> Blocks:
+    def together(part: range, put: Along, scratch: Kept, **inputs: Artifact) -> Blocks:
         return propagate_tokens.run_whole(
-            edit_node.spec, part, edit=keyframe_node.spec, latents=latents, tokens=tokens, field=field,
-            timesteps=plan.timesteps, backbone=session.backbone, put_keyframes=put, editing_keyframes=put.working,
-            scratch=scratch,
+            edit_node.spec, part, edit=keyframe_node.spec, timesteps=plan.timesteps, backbone=session.backbone,
+            put_keyframes=put, editing_keyframes=put.working, scratch=scratch, **inputs,
         )  # fmt: skip
 
     prompts = (keyframe_node.spec.prompt, keyframe_node.spec.negative_prompt)

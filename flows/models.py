@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
-from stages.backbones.adapters import Adapters
+from stages.backbones.adapters import NO_ADAPTERS, Adapters
 from store.errors import InputError
 from store.keys import canonical_json
 from store.schemas import Frozen
 from store.store import Store
+
+from .config import EditConfig
 
 ADVICE_FILE = "tokenflow.json"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -38,16 +39,14 @@ class ModelFiles:
     key: str
     advice: Advice
     pickled: bool = False  # its weights, or some of them, are no .safetensors
-    adapters: Adapters = field(default_factory=Adapters)
+    adapters: Adapters = NO_ADAPTERS
 
 
-def find_model(
-    name: str, store: Store, allow_pickle: bool = False, loras: Sequence[str] = (), embeddings: Sequence[str] = ()
-) -> ModelFiles:
+def find_model(name: str, store: Store, allow_pickle: bool = False, adapters: Adapters = NO_ADAPTERS) -> ModelFiles:
     """The model called `name`: 'pocket', a diffusers folder, a single checkpoint file, or a hub id.
 
-    allow_pickle        take weights that are no .safetensors too, where there are no others
-    loras, embeddings   put on top, as FILE:WEIGHT and FILE:TOKEN
+    allow_pickle   take weights that are no .safetensors too, where there are no others
+    adapters       put on top of its weights
     """
     from stages.backbones.folders import check_folder, identity_files, pickled_weights
 
@@ -72,9 +71,13 @@ def find_model(
     check_folder(folder, allow_pickle)
     pickled = bool(pickled_weights(folder)) or (Path(name).is_file() and Path(name).suffix != ".safetensors")
     files = [path.relative_to(folder) for path in identity_files(folder)]
-    adapters = Adapters.read(loras, embeddings)
     key = _key_with(adapters, f"blake3:{store.folder_hash(folder, files)}", store)
     return ModelFiles(name, load_from, folder, key, _advice(folder), pickled, adapters)
+
+
+def adapters_of(config: EditConfig) -> Adapters:
+    """What a run puts on top of its model; InputError for the first file that cannot be used."""
+    return Adapters.read(config.loras, config.embeddings, config.prompt_weighting)
 
 
 def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
@@ -106,6 +109,7 @@ def _key_with(adapters: Adapters, model: str, store: Store) -> str:
         "model": model,
         "loras": [[store.file_hash(lora.file), lora.weight] for lora in adapters.loras],
         "embeddings": [[store.file_hash(embedding.file), embedding.token] for embedding in adapters.embeddings],
+        "prompt_weighting": adapters.prompt_weighting,
     }
     return f"sha256:{hashlib.sha256(canonical_json(named).encode()).hexdigest()}"
 

@@ -54,7 +54,7 @@ def given(plan: Plan) -> dict[str, Any]:
         "config": plan.config.model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
         "store": plan.store.place,
-        "video": KnownVideo(key=plan.video_key, info=plan.video).model_dump(mode="json"),
+        "video": KnownVideo(key=plan.video_key, info=plan.video, mask_key=plan.mask_key).model_dump(mode="json"),
     }
 
 
@@ -118,6 +118,8 @@ class PartSession(Session):
         prepared, plan = prepare(self), self.plan
         steps = {plan.invert.key.hex: prepared.latents, plan.match.key.hex: prepared.field}
         steps[plan.extract.key.hex] = prepared.tokens if plan.keeps_tokens else prepared.field
+        if plan.mask is not None and prepared.mask is not None:
+            steps[plan.mask.key.hex] = prepared.mask
         for keyframes, edited in plan.edits:
             steps[keyframes.key.hex], steps[edited.key.hex] = edit_one(self, prepared, keyframes, edited)
         return steps[node.key.hex]

@@ -13,8 +13,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stages import decode_frames, edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
+from stages import (
+    decode_frames,
+    edit_keyframes,
+    editors,
+    extract_tokens,
+    find_masks,
+    invert_frames,
+    match_tokens,
+    propagate_tokens,
+    read_masks,
+)
 from stages.backbones.layout import ModelLayout
+from stages.diffusion.chunks import blocks_of
 from stages.diffusion.ddim import inversion_timesteps, timesteps
 from stages.editing.resuming import STATES_KEPT
 from stages.media.video import choose_size, parse_frames
@@ -26,7 +37,7 @@ from store.schemas import Frozen, Schema, Variable
 from store.store import Store
 
 from .config import EditConfig, RuntimeConfig
-from .models import ModelFiles, find_model, geometry_of, layout_of
+from .models import ModelFiles, adapters_of, find_model, geometry_of, layout_of
 from .videos import KnownVideo
 
 STAGES: Mapping[str, Any] = {
@@ -37,6 +48,7 @@ STAGES: Mapping[str, Any] = {
     "edit_keyframes": edit_keyframes,
     "propagate_tokens": propagate_tokens,
 }
+MASK_STAGES: Mapping[str, Any] = {"read_masks": read_masks, "find_masks": find_masks}
 GUIDANCE_SCALE = 7.5  # as in the paper, where neither the user nor the model says otherwise
 
 
@@ -64,7 +76,8 @@ class Plan:
         self._found: dict[str, Artifact] = {}
         known = video or KnownVideo.of(config.video, store)
         self.video, self.video_key = known.info, known.key
-        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, config.loras, config.embeddings)
+        self.mask_key = known.mask_key or self._mask_key()
+        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
         self.notes += [*self.video.notes, *([size.sentence] if size.sentence else [])]
@@ -118,6 +131,7 @@ class Plan:
             ),
             {"tokens": self.extract.key.hex},
         )
+        self.mask = self._mask(geometry.multiple)
         advised = self.model.advice.guidance_scale
         self.guidance_scale = next(
             scale for scale in (config.guidance_scale, advised, GUIDANCE_SCALE) if scale is not None
@@ -134,7 +148,9 @@ class Plan:
     @property
     def nodes(self) -> list[Node]:
         """All artifacts, in DAG order."""
-        return [self.decode, self.invert, self.extract, self.match, *(node for pair in self.edits for node in pair)]
+        mask = [self.mask] if self.mask else []
+        edits = [node for pair in self.edits for node in pair]
+        return [self.decode, self.invert, self.extract, self.match, *mask, *edits]
 
     @cached_property
     def keys(self) -> dict[str, ArtifactKey]:
@@ -165,6 +181,9 @@ class Plan:
         frames, latents = self._frames, self._latents
         if node.stage == "invert_frames":
             return latents
+        if node.stage in MASK_STAGES:
+            masks: Schema = MASK_STAGES[node.stage].outputs(node.spec, frames=frames)
+            return masks
         if node.stage == "extract_tokens":
             return extract_tokens.outputs(node.spec, latents=latents, layout=self.layout, keep_tokens=self.keeps_tokens)
         field = match_tokens.outputs(self.match.spec, latents=latents, layout=self.layout)
@@ -265,6 +284,11 @@ class Plan:
     def units(self, node: Node) -> int:
         """Units of work of a node, for progress: UNet passes of one frame and branch, or blocks."""
         frames, steps = self.frames, len(self.timesteps)
+        if node.stage == "read_masks":
+            return len(blocks_of(frames))
+        if node.stage == "find_masks":
+            trained = self.layout.schedule.num_train_timesteps
+            return frames * len(find_masks.steps_read(self.timesteps, trained))
         if node.stage == "decode_frames":
             return -(-frames // decode_frames.frames_per_block(node.spec)) + 2
         if node.stage == "invert_frames":
@@ -325,6 +349,11 @@ class Plan:
             return [self.invert]
         if node.stage == "match_tokens":
             return [self.extract] if self.keeps_tokens else [self.invert, self.extract]
+        if node.stage == "read_masks":
+            return [self.decode]
+        if node.stage == "find_masks":
+            return [self.invert]
+        source += [self.mask] if self.mask else []
         if node.stage == "edit_keyframes":
             return source
         return [*source, next(keyframes for keyframes, edit in self.edits if edit is node)]
@@ -349,6 +378,7 @@ class Plan:
                 "tokens": self.extract.key.hex,
                 "field": self.match.key.hex,
                 "model": self.model.key,
+                **({"mask": self.mask.key.hex} if self.mask else {}),
             },
             prompt,
         )
@@ -357,7 +387,33 @@ class Plan:
         )
 
     def _node(self, stage: str, spec: Frozen, inputs: dict[str, str], prompt: str | None = None) -> Node:
-        return Node(stage, spec, ArtifactKey.of(stage, STAGES[stage].VERSION, spec, inputs), prompt)
+        version = {**STAGES, **MASK_STAGES}[stage].VERSION
+        return Node(stage, spec, ArtifactKey.of(stage, version, spec, inputs), prompt)
+
+    def _mask_key(self) -> str | None:
+        """ "blake3:" and the hash of the files that the mask is drawn in; None where none is."""
+        if self.config.mask is None:
+            return None
+        return f"blake3:{self.store.sequence_hash(read_masks.mask_files(self.config.mask))}"
+
+    def _mask(self, latent_pixel: int) -> Node | None:
+        """Where the edit may change the picture: drawn by the user, or found by a word; None: everywhere.
+
+        latent_pixel   side in pixels: the width of the soft edge where none is asked for
+        """
+        config, size = self.config, {"width": self.decode.spec.width, "height": self.decode.spec.height}
+        feather = latent_pixel if config.mask_feather is None else config.mask_feather
+        if config.mask is not None:
+            assert self.mask_key is not None, "a mask that is drawn has a key"
+            spec = read_masks.Spec(start=self.decode.spec.start, step=self.decode.spec.step, feather=feather, **size)
+            inputs = {"mask": self.mask_key, "frames": self.decode.key.hex}
+            return self._node("read_masks", spec, inputs)
+        if config.mask_from is not None:
+            words = config.mask_words
+            found = find_masks.Spec(prompt=config.source_prompt or words, words=words, feather=feather, **size)
+            inputs = {"latents": self.invert.key.hex, "model": self.model.key}
+            return self._node("find_masks", found, inputs)
+        return None
 
     def _editor_settings(self) -> dict[str, Any]:
         advised = self.model.advice.editors.get(self.config.editor, {})

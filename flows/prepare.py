@@ -1,4 +1,7 @@
-"""Decode → invert → extract → match: nothing here sees the edit prompt, so every prompt on a known video shares it."""
+"""Decode → invert → extract → match: nothing here sees the edit prompt, so every prompt on a known video shares it.
+
+So is the mask of a local edit, where there is one.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages import decode_frames, extract_tokens, invert_frames, match_tokens
+from stages import decode_frames, extract_tokens, find_masks, invert_frames, match_tokens, read_masks
 from store.artifact import Artifact
 from store.schemas import Blocks
 
@@ -24,6 +27,7 @@ class Prepared:
     latents: Step
     tokens: Step
     field: Step
+    mask: Step | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,31 @@ def prepare(session: Session) -> Prepared:
         field = session.stage(plan.match, match_stored, tokens=tokens)
     else:  # all tokens would not fit the budget: they are matched one timestep at a time, and never touch the disk
         field = session.fused(plan.match, plan.extract, match_as_extracted, latents=latents)
-    return Prepared(frames, latents, tokens, field)
+    return Prepared(frames, latents, tokens, field, _mask(session, frames, latents))
+
+
+def _mask(session: Session, frames: Step, latents: Step) -> Step | None:
+    """Where the edit may change the picture; None where it may everywhere."""
+    plan, node = session.plan, session.plan.mask
+    if node is None:
+        return None
+    place = plan.config.mask
+
+    def read(part: range, frames: Artifact) -> Blocks:
+        assert place is not None, "a mask is read from somewhere"
+        aspect = plan.video.width / plan.video.height
+        masks = read_masks.run(node.spec, part, frames=frames["rgb"].shape[0], mask=place, aspect=aspect)
+        return counted(masks, session.progress)
+
+    def find(part: range, latents: Artifact) -> Blocks:
+        return find_masks.run(
+            node.spec, part, latents=latents, timesteps=plan.timesteps,
+            trained=plan.layout.schedule.num_train_timesteps, backbone=session.backbone,
+        )  # fmt: skip
+
+    if node.stage == "read_masks":
+        return session.stage(node, read, frames=frames)
+    return session.stage(node, find, prompts=(node.spec.prompt,), latents=latents)
 
 
 def prepare_all(session: Session) -> list[Artifact]:

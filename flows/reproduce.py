@@ -11,7 +11,7 @@ from store.records import software
 from store.store import Store
 
 from .config import EditConfig, RuntimeConfig, make_config
-from .models import find_model
+from .models import adapters_of, find_model
 from .plan import Plan
 from .run import Result
 from .sidecar import Sidecar, read_sidecar
@@ -32,7 +32,7 @@ def plan_again(
         raise InputError(f"the video {place} of {file} is not there; say where it is with --video PATH")
     _check_bytes(f"the video {place}", f"blake3:{store.file_hash(place)}", sidecar.video.key, file, "--video PATH")
     name = model or sidecar.config.model
-    now = find_model(name, store, runtime.allow_pickle, sidecar.config.loras, sidecar.config.embeddings)
+    now = find_model(name, store, runtime.allow_pickle, adapters_of(sidecar.config))
     what = f"the model {name}" + (" with its LoRAs and embeddings" if now.adapters else "")
     _check_bytes(what, now.key, sidecar.model.key, file, "--model NAME")
     plan = Plan(_config(sidecar, place, name), runtime, store)

@@ -215,7 +215,7 @@ def _result(
 
 def _saved(plan: Plan, result: Result, command: str) -> str:
     """Have the store remember a run, its paths such as any folder understands; returns its id."""
-    config = plan.config.model_copy(update={"video": plan.config.video.absolute()})
+    config = plan.config.anywhere()
     answer = result.to_json()
     for output in answer["outputs"]:
         output["file"] = str(Path(output["file"]).absolute())

@@ -53,7 +53,8 @@ class Sidecar(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Sidecar:
-        if [recipe.stage for recipe in self.recipes] != list(STAGES):
+        named = [recipe.stage for recipe in self.recipes]
+        if [stage for stage in named if stage in STAGES] != list(STAGES) or len(named) != len(set(named)):
             raise ValueError("its recipes are not those of the stages")
         if {recipe.stage: recipe.hex for recipe in self.recipes} != self.keys:
             raise ValueError("its recipes do not give its keys")
@@ -62,8 +63,8 @@ class Sidecar(Frozen):
     @classmethod
     def of(cls, plan: Plan, keyframes: Node, edit: Artifact, clip: Path) -> Sidecar:
         """What to put beside `clip`, into which `edit` was written."""
-        shared = (plan.decode, plan.invert, plan.extract, plan.match)
-        recipes = (*(node.key for node in shared), keyframes.key, edit.record.recipe)
+        shared = [node.key for node in plan.nodes if node.prompt is None]
+        recipes = (*shared, keyframes.key, edit.record.recipe)
         return cls(
             clip=NamedFile(name=clip.name, key=f"blake3:{plan.store.file_hash(clip)}"),
             video=NamedFile(name=str(plan.config.video.absolute()), key=plan.video_key),
@@ -127,13 +128,10 @@ def check_sidecar_place(clip: Path) -> None:
 
 def resolved(plan: Plan, keyframes: Node) -> EditConfig:
     """The configuration of one edit alone, with what the model advised and every editor setting written out."""
-    return plan.config.model_copy(
+    return plan.config.anywhere().model_copy(
         update={
-            "video": plan.config.video.absolute(),
             "prompts": (keyframes.spec.prompt,),
             "model": model_place(plan),
-            "loras": tuple(map(str, plan.model.adapters.loras)),
-            "embeddings": tuple(map(str, plan.model.adapters.embeddings)),
             "guidance_scale": plan.guidance_scale,
             "editor_settings": keyframes.spec.editor.settings,
         }

@@ -21,11 +21,13 @@ from store.summaries import Summary
 class KnownVideo(Frozen):
     """A video as a plan sees it: so a plan can be made where the file is not.
 
-    key    "blake3:" and the hash of the file's bytes
+    key         "blake3:" and the hash of the file's bytes
+    mask_key    the same of its mask's files, where these are not here either
     """
 
     key: str
     info: VideoInfo
+    mask_key: str | None = None
 
     @classmethod
     def of(cls, file: Path, store: Store) -> KnownVideo:

@@ -90,13 +90,14 @@ def frames_passed(
 def run(
     spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
     timesteps: tuple[int, ...], backbone: Backbone, keyframe_edit: Arrays,
-    scratch: Scratch = NOTHING_KEPT,
+    scratch: Scratch = NOTHING_KEPT, mask: Arrays | None = None,
 ) -> Blocks:  # fmt: skip
     """Denoise the frames of some windows that are never keyframes, then decode them.
 
     part     frames of one window, or of several that follow each other: then no joint pass is run twice for them
     edit     what the keyframe edit was asked for
     scratch  where the newest step is kept, and that of a run that was stopped is found
+    mask     where it may be edited; everywhere without it
     yields   latents (frame, c, h, w) float32, rgb (frame, height, width, 3) uint8
     raises   NonFiniteLatents, naming the timestep and the first bad frame
     """
@@ -107,8 +108,9 @@ def run(
     clean = torch.from_numpy(keyframe_edit["clean_latents"][first:last])
     if others:
         denoiser = Denoiser(
-            edit, others, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone
-        )
+            edit, others, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
+            mask=mask,
+        )  # fmt: skip
         name = f"frames_{part.start}_{part.stop}"
         moments = denoiser.trajectory("propagate_tokens", keyframe_edit["latents"], scratch=scratch, kept_as=name)
         [moment] = deque(moments, maxlen=1)
@@ -123,6 +125,7 @@ def run_whole(
     spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
     timesteps: tuple[int, ...], backbone: Backbone, put_keyframes: Callable[[Block], None],
     editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, scratch: Scratch = NOTHING_KEPT,
+    mask: Arrays | None = None,
 ) -> Blocks:  # fmt: skip
     """Like `run`, where the keyframe edit is not there yet: all frames at once, so that no joint pass is run twice.
 
@@ -133,7 +136,7 @@ def run_whole(
     support = [int(frame) for frame in field["support"][:]]
     denoiser = Denoiser(
         edit, part, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
-        editing_keyframes=editing_keyframes,
+        mask=mask, editing_keyframes=editing_keyframes,
     )  # fmt: skip
     for moment in denoiser.trajectory("propagate_tokens", followed=support, scratch=scratch):
         put_keyframes(latents_block(moment, timesteps))

@@ -361,6 +361,10 @@ class Store:
         """blake3 of the named files of a folder and of their names: the identity of a model."""
         return hashing.folder_hash(folder, files, self.layout.hashes)
 
+    def sequence_hash(self, files: Iterable[Path]) -> str:
+        """blake3 of files in their order, their names left out: the identity of pictures that follow each other."""
+        return hashing.sequence_hash(files, self.layout.hashes)
+
     def remembered(self, what: str, make: Callable[[], JsonValue]) -> JsonValue:
         """A small JSON value that is a pure function of `what` (which names its version too), made once and kept."""
         value = self.recall(what)

@@ -41,5 +41,8 @@ class Backbone(Protocol):
     def cut_from(self, prompt: str) -> str:
         """The end of `prompt` that the tokenizer has no room for."""
 
+    def word_places(self, prompt: str, words: str) -> list[int]:
+        """Where `words` stand among the tokens of `prompt`; nowhere where it does not hold them."""
+
     def predict_noise(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
         """One UNet pass over latents (batch, channel, height, width) and text (batch, row, channel) → float32."""

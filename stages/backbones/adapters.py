@@ -1,4 +1,4 @@
-"""What is put on top of a model's weights: LoRAs, merged into them, and words that textual inversion has learnt.
+"""What is put on top of a model: LoRAs, merged into its weights, words it has learnt, another reading of prompts.
 
 Source: Hu et al., LoRA, arXiv 2106.09685; Gal et al., Textual Inversion, arXiv 2208.01618. Read by diffusers and peft.
 """
@@ -48,9 +48,6 @@ class Lora:
             )
         return cls(file, number)
 
-    def __str__(self) -> str:
-        return f"{self.file.absolute()}:{self.weight:g}"
-
 
 @dataclass(frozen=True)
 class Embedding:
@@ -73,21 +70,22 @@ class Embedding:
             )
         return cls(file, token or own)
 
-    def __str__(self) -> str:
-        return f"{self.file.absolute()}:{self.token}"
-
 
 @dataclass(frozen=True)
 class Adapters:
-    """All that is put on top of a model, in the order in which it was asked for."""
+    """All that is put on top of a model, in the order in which it was asked for.
+
+    prompt_weighting   whether prompts are read as compel reads them, see `weighting`
+    """
 
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
+    prompt_weighting: bool = False
 
     @classmethod
-    def read(cls, loras: Sequence[str], embeddings: Sequence[str]) -> Adapters:
+    def read(cls, loras: Sequence[str], embeddings: Sequence[str], prompt_weighting: bool = False) -> Adapters:
         """The texts of --lora and --embedding; InputError for the first that cannot be used."""
-        read = cls(tuple(map(Lora.read, loras)), tuple(map(Embedding.read, embeddings)))
+        read = cls(tuple(map(Lora.read, loras)), tuple(map(Embedding.read, embeddings)), prompt_weighting)
         tokens = [embedding.token for embedding in read.embeddings]
         twice = next((token for token in tokens if tokens.count(token) > 1), None)
         if twice is not None:
@@ -95,7 +93,10 @@ class Adapters:
         return read
 
     def __bool__(self) -> bool:
-        return bool(self.loras or self.embeddings)
+        return bool(self.loras or self.embeddings or self.prompt_weighting)
+
+
+NO_ADAPTERS = Adapters()
 
 
 def adapt(pipeline: Any, adapters: Adapters) -> None:
@@ -163,6 +164,12 @@ def _fitting(option: str, file: Path) -> Iterator[None]:
         raise InputError(
             f"{option} {file} does not fit this model ({reason}); give one that was trained on its family"
         ) from None
+
+
+def absolute(text: str) -> str:
+    """FILE[:REST] as it is understood from any folder."""
+    file, rest = _split(text)
+    return str(file.absolute()) if rest is None else f"{file.absolute()}:{rest}"
 
 
 def _split(text: str) -> tuple[Path, str | None]:

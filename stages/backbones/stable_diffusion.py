@@ -21,11 +21,10 @@ from store.errors import InputError
 from ..diffusion.attention import injected_attention_layers, injected_feature, self_attention_layers
 from ..diffusion.checks import FullDeviceError
 from ..diffusion.ddim import NoiseLevels
-from .adapters import Adapters, adapt
+from .adapters import NO_ADAPTERS, Adapters, adapt
 from .families import family_of_unet
 from .layout import forward_flops, noise_schedule
 
-NO_ADAPTERS = Adapters()
 UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}  # components of a pipeline
 FRAMES_AT_ONCE = 16  # on a CPU: fewer are slower (4: a tenth), more are no faster
 FRAMES_AT_ONCE_ON_GPU = 64
@@ -55,6 +54,7 @@ class StableDiffusion:
 
     pipeline: Any
     runtime: Runtime = field(default_factory=Runtime)
+    prompt_weighting: bool = False
     on_pass: Callable[[int], None] = lambda frames: None  # told how many frames each UNet pass had
     on_note: Callable[[str], None] = lambda sentence: None  # told what a user should hear
 
@@ -146,16 +146,32 @@ class StableDiffusion:
         level = logger.level
         logger.setLevel(logging.ERROR)  # the cut is reported by `cut_from`, in our own words
         try:
-            return self.family.encode_text(self.pipeline, list(prompts), self.runtime.device)
+            encode = self.family.encode_weighted if self.prompt_weighting else self.family.encode_text
+            return encode(self.pipeline, list(prompts), self.runtime.device)
         finally:
             logger.setLevel(level)
 
     def cut_from(self, prompt: str) -> str:
         """The end of `prompt` that the tokenizer has no room for; empty when all of it fits."""
+        if self.prompt_weighting:
+            return ""  # prompts of any length are read
         tokenizer = self.pipeline.tokenizer
         prompt = self.pipeline.maybe_convert_prompt(prompt, tokenizer)  # a learnt word may take several tokens
         ids = tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids
         return str(tokenizer.decode(ids[tokenizer.model_max_length - 2 :])).strip()
+
+    def word_places(self, prompt: str, words: str) -> list[int]:
+        """Where `words`, one or several that follow each other, stand among the tokens of `prompt`."""
+        if self.prompt_weighting:
+            raise InputError(
+                "words cannot be found where prompts are weighted: leave out --prompt-weighting, or give a --mask"
+            )
+        tokenizer = self.pipeline.tokenizer
+        prompt, words = (self.pipeline.maybe_convert_prompt(text, tokenizer) for text in (prompt, words))
+        ids = tokenizer(prompt, truncation=True, verbose=False).input_ids
+        wanted = tokenizer(words, add_special_tokens=False, verbose=False).input_ids
+        found = [n for n in range(len(ids) - len(wanted) + 1) if ids[n : n + len(wanted)] == wanted]
+        return [place for first in found for place in range(first, first + len(wanted))] if wanted else []
 
     def predict_noise(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
         """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""
@@ -237,7 +253,7 @@ def load(model: str, runtime: Runtime, adapters: Adapters = NO_ADAPTERS) -> Stab
     pipeline.vae.eval().requires_grad_(False).to(runtime.device, torch.float32, memory_format=torch.channels_last)
     if runtime.device != "cpu" and runtime.frames_per_pass is None:
         runtime = replace(runtime, frames_per_pass=frames_that_fit(pipeline, torch.cuda.mem_get_info()[0]))
-    return StableDiffusion(pipeline, runtime)
+    return StableDiffusion(pipeline, runtime, prompt_weighting=adapters.prompt_weighting)
 
 
 def frames_that_fit(pipeline: Any, free_bytes: int) -> int:

@@ -113,6 +113,35 @@ class RecordTokens:
 
 
 @dataclass
+class AttendedWords:
+    """Runs cross-attention as the model would, and keeps how much each pixel attends to some words of the prompt.
+
+    places   of the words among the prompt's tokens
+    """
+
+    inner: Any  # the processor that the model had
+    places: Sequence[int]
+    attended: Tensor | None = field(default=None, repr=False)
+
+    def __call__(
+        self, attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        heads = attention.heads
+        query, key = (
+            states.unflatten(-1, (heads, -1)).transpose(1, 2)
+            for states in (attention.to_q(hidden_states), attention.to_k(encoder_hidden_states))
+        )
+        shares = (query.float() @ key.float().transpose(-1, -2) * attention.scale).softmax(-1)
+        self.attended = shares[..., list(self.places)].sum(-1).mean(1)
+        return self.inner(attention, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+    def taken(self) -> Tensor:
+        """The words' share of attention (frame, token) float32 in the pass that was run."""
+        assert self.attended is not None, "this layer was not executed"
+        return self.attended
+
+
+@dataclass
 class ExtendedAttention:
     """Joint self-attention of keyframes; keeps its output (after projection, before the residual) as T_base.
 
@@ -170,6 +199,24 @@ def self_attention_layers(names: Sequence[str]) -> list[str]:
     order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
     found = [name for name in names if name.split(".")[-1] == "attn1"]
     return sorted(found, key=lambda name: order[name.split(".")[0]])
+
+
+def cross_attention_layers(unet: Any, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Cross-attention layers of a UNet, found by name, and the grid (height, width) of each for latents of `size`.
+
+    Every down block but the last halves its grid, rounding up; up blocks undo that in turn.
+    """
+    grids = [size]
+    for _ in unet.down_blocks[1:]:
+        height, width = grids[-1]
+        grids.append((-(-height // 2), -(-width // 2)))
+    found = {}
+    for name, _module in unet.named_modules():
+        if name.split(".")[-1] == "attn2":
+            place, _, rest = name.partition(".")
+            level = len(grids) - 1 if place == "mid_block" else int(rest.partition(".")[0])
+            found[name] = grids[-1 - level] if place == "up_blocks" else grids[level]
+    return found
 
 
 def injected_attention_layers(layers: Sequence[str]) -> list[str]:

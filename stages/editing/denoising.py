@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from ..diffusion.ddim import guided
 from ..diffusion.heaps import give_back_holes
 from ..diffusion.patching import Hook, patched
 from ..diffusion.solvers import Sampling
+from .masking import in_latents, put_back
 from .passes import Stretch, apart, spans, stretches
 from .reading import read_ahead
 from .resuming import NOTHING_KEPT, Moment, PassedSteps, Scratch
@@ -95,15 +97,17 @@ class Denoiser:
 
     frames    of the clip, ascending: those that are denoised
     latents   of invert_frames        tokens   of extract_tokens (its feature only)        field   of match_tokens
+    mask      of read_masks or find_masks: outside of it the source's latents are put back at every step
     editing_keyframes   entered for every joint pass
     """
 
     def __init__(
         self, spec: EditSpec, frames: Sequence[int], *, latents: Arrays, tokens: Arrays, field: Arrays,
-        timesteps: tuple[int, ...], backbone: Backbone,
+        timesteps: tuple[int, ...], backbone: Backbone, mask: Arrays | None = None,
         editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:  # fmt: skip
         self.editing_keyframes = editing_keyframes
+        self.latents, self.mask = latents, mask
         self.spec, self.frames, self.timesteps, self.backbone = spec, list(frames), timesteps, backbone
         self.tokens, self.field = tokens, field
         # Differs: at guidance 1 the unconditional branch has no weight and is not run; there never is a source branch.
@@ -140,7 +144,7 @@ class Denoiser:
         kept_as            what tells this trajectory from others in the same scratch
         raises             NonFiniteLatents, naming the timestep and the first bad frame
         """
-        now = self.backbone.to_device(self.editor.first_latents(self.frames).numpy())
+        now = self._kept(self.steps.start, self.backbone.to_device(self.editor.first_latents(self.frames).numpy()))
         wanted = [self.frames.index(frame) for frame in followed]
         for step in range(self.steps.start):
             yield Moment(step, now[wanted], now)
@@ -158,11 +162,29 @@ class Denoiser:
             yield moment
             noise = self.noise(step, now, self._keyframes_of(step, now, keyframe_latents))
             following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
-            now = sampling.step(now, noise, self.timesteps[step], following)
+            now = self._kept(step + 1, sampling.step(now, noise, self.timesteps[step], following))
             self._finite(passed, now, stage, step)
         moment = Moment(len(self.timesteps), now[wanted], now)
         self._keep(passed, moment, sampling)
         yield moment
+
+    def _kept(self, step: int, edited: Tensor) -> Tensor:
+        """Latents (frame, c, h, w) of `frames` at the start of `step`, or the end; outside the mask the source's."""
+        if self.mask is None:
+            return edited
+        if step == len(self.timesteps):
+            clean = self.latents["clean_latents"]
+            source = np.concatenate([clean[frame : frame + 1] for frame in self.frames])
+        else:
+            source = rows(self.latents["latents"], step, self.frames)
+        return put_back(edited, self.backbone.to_device(source).float(), self._share.to(edited.device))
+
+    @cached_property
+    def _share(self) -> Tensor:
+        """How much of each latent pixel of `frames` is edited (frame, 1, height, width)."""
+        assert self.mask is not None, "there is a mask"
+        size = self.latents["latents"].shape[-2:]
+        return torch.cat([in_latents(self.mask["mask"][frame : frame + 1], *size) for frame in self.frames])
 
     def _keyframes_of(self, step: int, now: Tensor, known: Array | None) -> Tensor:
         """Latents (keyframe, c, h, w) of the step's keyframes: among `now`, or `known` (timestep, support, c, h, w)."""

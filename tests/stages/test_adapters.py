@@ -99,12 +99,13 @@ def test_the_key_is_the_bytes_the_weights_and_the_words(tiny_folder: Path, tmp_p
     word = tmp_path / "word.safetensors"
     save_file({"<cat>": torch.zeros(24)}, word)
 
-    def key(loras: tuple[str, ...] = (), embeddings: tuple[str, ...] = ()) -> str:
-        return find_model(str(tiny_folder), store, loras=loras, embeddings=embeddings).key
+    def key(loras: tuple[str, ...] = (), embeddings: tuple[str, ...] = (), weighting: bool = False) -> str:
+        return find_model(str(tiny_folder), store, adapters=Adapters.read(loras, embeddings, weighting)).key
 
     keys = [
         key(), key((f"{lora}",)), key((f"{lora}:0.5",)), key((f"{other}",)), key((f"{lora}", f"{other}")),
         key((), (f"{word}",)), key((), (f"{word}:cat",)), key((f"{lora}",), (f"{word}",)),
+        key(weighting=True),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert key() == find_model(str(tiny_folder), store).key

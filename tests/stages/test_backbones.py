@@ -14,6 +14,8 @@ import torch
 
 from stages import invert_frames
 from stages.backbones import stable_diffusion
+from stages.backbones.adapters import Adapters
+from stages.backbones.families import family_of_unet
 from stages.backbones.folders import check_folder, identity_files
 from stages.backbones.layout import forward_flops, geometry, layout, noise_schedule, read_configs
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, frames_that_fit, load
@@ -396,3 +398,72 @@ def test_a_small_pass_is_done_on_one_thread(tiny_folder: Path, monkeypatch: pyte
     finally:
         torch.set_num_threads(before)
     assert seen == [1, 2, 1]
+
+
+# Prompts that compel reads
+
+
+@pytest.fixture(scope="module", params=["tiny_folder", "sdxl_folder"])
+def weighting(request: pytest.FixtureRequest) -> StableDiffusion:
+    pytest.importorskip("compel")
+    return load(str(request.getfixturevalue(request.param)), Runtime(), Adapters(prompt_weighting=True))
+
+
+@torch.inference_mode()
+def test_a_plain_short_prompt_means_what_it_meant(weighting: StableDiffusion) -> None:
+    plain = StableDiffusion(weighting.pipeline)
+    prompts = ["a red ball", ""]
+    torch.testing.assert_close(weighting.encode_text(prompts), plain.encode_text(prompts), rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_weights_in_a_prompt_move_it_away_from_the_plain_one(weighting: StableDiffusion) -> None:
+    plain, little, much = weighting.encode_text(["a red ball", "a (red)1.1 ball", "a (red)1.5 ball"])
+    assert 0 < float((little - plain).norm()) < float((much - plain).norm())
+    torch.testing.assert_close(weighting.encode_text(["a red+ ball"])[0], little, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_long_prompts_are_read_to_their_end_and_all_branches_are_as_long(weighting: StableDiffusion) -> None:
+    long = "x" * 30
+    text = weighting.encode_text(["", long + "y"])
+    other = weighting.encode_text(["", long + "z"])
+    assert text.shape[1] > weighting.encode_text(["", "short"]).shape[1]
+    assert not torch.allclose(text[1], other[1], atol=1e-3), "its last letter counts"
+    assert weighting.cut_from(long) == ""
+    noise = weighting.predict_noise(torch.randn(2, 4, 8, 8), 401, text)
+    assert noise.isfinite().all()
+
+
+def test_words_are_not_looked_for_where_prompts_are_weighted(weighting: StableDiffusion) -> None:
+    with pytest.raises(InputError, match="leave out --prompt-weighting"):
+        weighting.word_places("a (red)1.5 ball", "red")
+
+
+@pytest.mark.parametrize(
+    ("component", "channels", "said"), [("unet", 9, "an inpainting"), ("unet", 5, "a depth"), ("unet", 8, "an instr")]
+)
+def test_variants_that_need_more_than_text_are_refused(
+    tiny_folder: Path, component: str, channels: int, said: str
+) -> None:
+    configs = read_configs(tiny_folder)
+    configs[component] = configs[component] | {"in_channels": channels}
+    with pytest.raises(InputError, match=f"takes {channels} channels and its autoencoder makes 4: it is {said}"):
+        geometry(configs)
+
+
+@pytest.mark.parametrize("change", [{"addition_embed_type": "image"}, {"class_embed_type": "projection"}])
+def test_a_unet_that_is_given_what_no_family_gives_is_refused(tiny_folder: Path, change: dict[str, str]) -> None:
+    configs = read_configs(tiny_folder)
+    with pytest.raises(InputError, match="conditioned on more than text") as raised:
+        family_of_unet(configs["unet"] | change)
+    assert "\n" not in str(raised.value)
+
+
+def test_decoder_layers_of_a_first_transformer_with_several_are_not_injected(sdxl_folder: Path) -> None:
+    model = load(str(sdxl_folder), Runtime())
+    first = [name for name in model.layers if name.startswith("up_blocks.0.attentions.0.")]
+    assert len(first) == 3
+    assert not set(first) & set(model.injected_layers)
+    assert len(model.injected_layers) == len([n for n in model.layers if n.startswith("up_blocks.")]) - 3
+    assert model.injected_feature == "up_blocks.0.resnets.1.conv2"

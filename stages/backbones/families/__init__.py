@@ -1,12 +1,13 @@
 """Model families, one file each, found by what they declare: a new family is one new file here.
 
-A family is a module with six names and no base class:
+A family is a module with seven names and no base class:
 
     PIPELINE     class that a model folder's index names, and that diffusers loads it with
     COMPONENTS   parts that are used: component → whether it has weights
     SETTINGS     files beside the components that may change a result
     ADDED        what its UNet is given beside text, as the UNet's config calls it (`addition_embed_type`)
     encode_text  (pipeline, prompts, device) → text (prompt, row, channel), opaque but for its first axis
+    encode_weighted  the same, for prompts of any length with weights in them, as compel reads them
     unet_inputs  (UNet config, text, pixels) → named inputs of the UNet for this text, for frames of (height, width)
 """
 
@@ -31,6 +32,8 @@ class Family(Protocol):
     ADDED: str | None
 
     def encode_text(self, pipeline: Any, prompts: list[str], device: str) -> Tensor: ...
+
+    def encode_weighted(self, pipeline: Any, prompts: list[str], device: str) -> Tensor: ...
 
     def unet_inputs(self, config: Any, text: Tensor, pixels: tuple[int, int]) -> dict[str, Any]: ...
 

@@ -21,6 +21,15 @@ def encode_text(pipeline: Any, prompts: list[str], device: str) -> Tensor:
     return embeddings
 
 
+def encode_weighted(pipeline: Any, prompts: list[str], device: str) -> Tensor:
+    """Text embeddings (prompt, token, channel), all as long as the longest."""
+    from compel import CompelForSD
+
+    converted = [pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer) for prompt in prompts]
+    embeddings: Tensor = CompelForSD(pipeline, device=device)(converted).embeds
+    return embeddings.to(pipeline.text_encoder.dtype)
+
+
 def unet_inputs(config: Any, text: Tensor, pixels: tuple[int, int]) -> dict[str, Any]:
     """The text alone."""
     return {"encoder_hidden_states": text}

@@ -33,14 +33,26 @@ def encode_text(pipeline: Any, prompts: list[str], device: str) -> Tensor:
     An empty prompt is zeros where the model was trained so, as it is in diffusers' pipeline where none is given.
     """
     embeddings, _, pooled, _ = pipeline.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)
-    text = with_pooled(embeddings, pooled)
-    if pipeline.config.force_zeros_for_empty_prompt:
-        said = torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
-        text = text * said[:, None, None]
-    return text
+    return _with_pooled(embeddings, pooled) * _said(pipeline, prompts, embeddings)
 
 
-def with_pooled(embeddings: Tensor, pooled: Tensor) -> Tensor:
+def encode_weighted(pipeline: Any, prompts: list[str], device: str) -> Tensor:
+    """The same from compel, all as long as the longest."""
+    from compel import CompelForSDXL
+
+    converted = [pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer) for prompt in prompts]
+    made = CompelForSDXL(pipeline, device=device)(converted)
+    embeddings = made.embeds.to(pipeline.text_encoder.dtype)
+    return _with_pooled(embeddings, made.pooled_embeds) * _said(pipeline, prompts, embeddings)
+
+
+def _said(pipeline: Any, prompts: list[str], embeddings: Tensor) -> Tensor:
+    """One for each prompt (prompt, 1, 1), and zero for an empty one where that is zeros."""
+    zeros = pipeline.config.force_zeros_for_empty_prompt
+    return embeddings.new_tensor([not zeros or bool(prompt) for prompt in prompts])[:, None, None]
+
+
+def _with_pooled(embeddings: Tensor, pooled: Tensor) -> Tensor:
     """Embeddings (prompt, token, channel) with the pooled ones (prompt, channel) as one more row."""
     row = F.pad(pooled, (0, embeddings.shape[-1] - pooled.shape[-1]))
     return torch.cat([embeddings, row[:, None].to(embeddings.dtype)], dim=1)
