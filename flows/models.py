@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
-from stages.backbones.adapters import NO_ADAPTERS, Adapters
+from stages.backbones.adapters import NO_ADAPTERS, Adapters, check_weighted
 from store.errors import InputError
 from store.keys import canonical_json
 from store.schemas import Frozen
@@ -76,7 +76,9 @@ def find_model(name: str, store: Store, allow_pickle: bool = False, adapters: Ad
 
 
 def adapters_of(config: EditConfig) -> Adapters:
-    """What a run puts on top of its model; InputError for the first file that cannot be used."""
+    """What a run puts on top of its model; InputError for the first file or weighted prompt that cannot be used."""
+    if config.prompt_weighting:
+        check_weighted(*config.prompts, config.source_prompt, config.negative_prompt)
     return Adapters.read(config.loras, config.embeddings, config.prompt_weighting)
 
 

@@ -75,7 +75,7 @@ class Embedding:
 class Adapters:
     """All that is put on top of a model, in the order in which it was asked for.
 
-    prompt_weighting   whether prompts are read as compel reads them, see `weighting`
+    prompt_weighting   whether prompts are read as compel reads them
     """
 
     loras: tuple[Lora, ...] = ()
@@ -164,6 +164,22 @@ def _fitting(option: str, file: Path) -> Iterator[None]:
         raise InputError(
             f"{option} {file} does not fit this model ({reason}); give one that was trained on its family"
         ) from None
+
+
+def check_weighted(*prompts: str) -> None:
+    """InputError for the first prompt that compel cannot read, or that asks for more than weights."""
+    from compel import Compel
+
+    for prompt in prompts:
+        try:
+            parts = Compel.parse_prompt_string(prompt).prompts
+        except Exception as error:  # compel's own, and its grammar's
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"--prompt-weighting: the prompt {prompt!r} cannot be read ({reason}); mend it, or leave the option out"
+            ) from None
+        if any(getattr(part, "wants_cross_attention_control", False) for part in parts):
+            raise InputError(f"--prompt-weighting: .swap() is not supported; say {prompt!r} without it")
 
 
 def absolute(text: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from store.errors import InputError
 
-from .families import Family, family_of_pipeline, pipelines
+from .families import Family, families, family_of_pipeline, pipelines
+from .layout import check_variant
 
 LIBRARIES = {  # of a model's components: nothing else is imported because a model's index says so
     "unet": ("diffusers",),
@@ -99,16 +100,34 @@ def _weighted(family: Family) -> list[str]:
 
 
 def unpack_single_file(file: Path, folder: Path) -> None:
-    """Write a single .safetensors checkpoint (SD 1.x names) as a diffusers folder; InputError where that fails."""
-    from diffusers import StableDiffusionPipeline
+    """Write a single checkpoint file of any family as a diffusers folder; InputError where that fails."""
+    import diffusers
 
     try:
-        pipeline = StableDiffusionPipeline.from_single_file(str(file), safety_checker=None)
+        family = _family_of_file(file)
+        pipeline = getattr(diffusers, family.PIPELINE).from_single_file(str(file), safety_checker=None)
+        check_variant(dict(pipeline.unet.config), dict(pipeline.vae.config))
+    except InputError:
+        raise
     except Exception as error:  # diffusers' converters raise whatever a foreign file makes them trip over
         reason = " ".join(str(error).split())[:240]
         raise InputError(
-            f"checkpoint {file} cannot be read as Stable Diffusion 1.x ({reason}); convert it to a diffusers folder"
+            f"checkpoint {file} cannot be read as Stable Diffusion ({reason}); convert it to a diffusers folder"
         ) from None
     partial = folder.with_name(f"{folder.name}.part")
     pipeline.save_pretrained(partial, safe_serialization=True)
     partial.rename(folder)
+
+
+def _family_of_file(file: Path) -> Family:
+    """The family of a single checkpoint file, by the names and shapes of its tensors."""
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+
+    kind = infer_diffusers_model_type(load_single_file_checkpoint(str(file)))
+    found = next((family for family in families() if kind in family.SINGLE_FILES), None)
+    if found is None:
+        raise InputError(
+            f"checkpoint {file} is of the kind {kind}, which is not supported; have text-to-image models of "
+            f"{', '.join(pipelines())}"
+        )
+    return found

@@ -74,6 +74,11 @@ def check_variant(unet: dict[str, Any], vae: dict[str, Any]) -> None:
             f"this model's UNet takes {taken} channels and its autoencoder makes {made}: it is {variant} variant, "
             "which needs more than text; use the text-to-image model that it was made from"
         )
+    if unet.get("time_cond_proj_dim") is not None:
+        raise InputError(
+            "this model has the guidance scale as an input of its UNet (a latent consistency model), which is not "
+            "supported; use the model it was made from, with its LCM LoRA as --lora"
+        )
     for name in ("latents_mean", "latents_std", "shift_factor"):
         if vae.get(name):
             raise InputError(f"this model's autoencoder has a {name}, which is not supported; use SD 1.x, 2.x or SDXL")

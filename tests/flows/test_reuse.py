@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from flows.config import EditConfig, RuntimeConfig, make_runtime
 from flows.explain import explain_plan
@@ -279,15 +281,20 @@ CHANGES: dict[str, Any] = {
     "editor_settings": {"attention": 0.1}, "guidance_scale": 2.0, "negative_prompt": "no", "keyframe_interval": 5,
     "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
     "feature_reuse": 2, "solver": "dpmpp_2m",
+    "prompt_weighting": True,
 }  # fmt: skip
 
 
 def test_every_field_that_may_change_the_result_moves_a_key(
     plan: Plans, other_model: Path, tmp_path: Path, clip: Path
 ) -> None:
-    assert set(CHANGES) | {"video", "model"} == set(EditConfig.model_fields)
+    lora, word = tmp_path / "lora.safetensors", tmp_path / "word.safetensors"
+    save_file({"unet.lora_A.weight": torch.zeros(1)}, lora)
+    save_file({"<cat>": torch.zeros(24)}, word)
+    assert set(CHANGES) | {"video", "model", "loras", "embeddings"} == set(EditConfig.model_fields)
     plans = {name: plan(**{name: value}) for name, value in CHANGES.items()}
     plans |= {"video": plan(video=small_clip(tmp_path / "a.mp4", frames=8)), "model": plan(model=other_model)}
+    plans |= {"loras": plan(loras=(str(lora),)), "embeddings": plan(embeddings=(str(word),))}
     last = {name: each.nodes[-1].key.hex for name, each in plans.items()} | {"": plan().nodes[-1].key.hex}
     assert len(set(last.values())) == len(last)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flows.models import find_model
-from stages.backbones.adapters import Adapters
+from stages.backbones.adapters import Adapters, check_weighted
 from stages.backbones.stable_diffusion import Runtime, load
 from store.errors import InputError
 from store.store import Store
@@ -112,6 +112,16 @@ def test_the_key_is_the_bytes_the_weights_and_the_words(tiny_folder: Path, tmp_p
     assert key((f"{lora}:1.0",)) == key((f"{lora}",))
     renamed = lora.rename(tmp_path / "renamed.safetensors")
     assert key((f"{renamed}",)) == keys[1], "no name enters a key"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [('("a", "b").blend(1)', "cannot be read"), ("a cat.swap(dog)", r"\.swap\(\) is not supported")],
+)
+def test_a_weighted_prompt_that_cannot_be_read(prompt: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as raised:
+        check_weighted("a (red)1.2 ball", prompt)
+    assert "\n" not in str(raised.value)
 
 
 def no_lora(folder: Path) -> str:

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stages import invert_frames
 from stages.backbones import stable_diffusion
 from stages.backbones.adapters import Adapters
 from stages.backbones.families import family_of_unet
-from stages.backbones.folders import check_folder, identity_files
+from stages.backbones.folders import _family_of_file, check_folder, identity_files, unpack_single_file
 from stages.backbones.layout import forward_flops, geometry, layout, noise_schedule, read_configs
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, frames_that_fit, load
 from stages.diffusion.checks import NonFiniteLatents, finite
+from stages.diffusion.ddim import timesteps
 from store.errors import InputError
 from tests.tiny.method import Prepared, edit_of_keyframes, edit_spec, moving_clip, prepare, propagate
 
@@ -450,6 +452,62 @@ def test_variants_that_need_more_than_text_are_refused(
     configs[component] = configs[component] | {"in_channels": channels}
     with pytest.raises(InputError, match=f"takes {channels} channels and its autoencoder makes 4: it is {said}"):
         geometry(configs)
+
+
+def test_a_model_that_is_given_its_guidance_is_refused(tiny_folder: Path) -> None:
+    configs = read_configs(tiny_folder)
+    configs["unet"] = configs["unet"] | {"time_cond_proj_dim": 256}
+    with pytest.raises(InputError, match="a latent consistency model"):
+        geometry(configs)
+
+
+BLOCK = "model.diffusion_model.input_blocks"
+SINGLE = {
+    "inpainting": {f"{BLOCK}.0.0.weight": (320, 9, 3, 3)},
+    "xl_refiner": {"conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias": (1280,)},
+    "upscale": {f"{BLOCK}.10.0.skip_connection.bias": (1,)},
+    "playground-v2-5": {"edm_mean": (1,)},
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_single_file_of_another_kind_is_refused_by_its_name(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "one.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in SINGLE[kind].items()}, file)
+    with pytest.raises(InputError, match=f"is of the kind {kind}, which is not supported"):
+        unpack_single_file(file, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "pipeline"),
+    [
+        ({f"{BLOCK}.0.0.weight": (320, 4, 3, 3)}, "StableDiffusionPipeline"),
+        ({f"{BLOCK}.2.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024)}, "StableDiffusionPipeline"),
+        ({"conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": (1,)}, "StableDiffusionXLPipeline"),
+    ],
+)
+def test_the_family_of_a_single_file_is_read_from_its_tensors(
+    tmp_path: Path, tensors: dict[str, tuple[int, ...]], pipeline: str
+) -> None:
+    file = tmp_path / "one.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, file)
+    assert pipeline == _family_of_file(file).PIPELINE
+
+
+TURBO = {"_class_name": "EulerAncestralDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+         "beta_schedule": "scaled_linear", "timestep_spacing": "trailing", "steps_offset": 1,
+         "prediction_type": "epsilon", "interpolation_type": "linear", "use_karras_sigmas": False}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_few_step_model_visits_the_timesteps_of_its_own_scheduler(steps: int) -> None:
+    """SD Turbo and SDXL Turbo ship an Euler scheduler spaced from the noisy end: never "leading", as SD 1.5's is."""
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    theirs = EulerAncestralDiscreteScheduler.from_config(TURBO)
+    theirs.set_timesteps(steps)
+    assert list(timesteps(noise_schedule(TURBO), steps)) == [int(t) for t in theirs.timesteps]
 
 
 @pytest.mark.parametrize("change", [{"addition_embed_type": "image"}, {"class_embed_type": "projection"}])

@@ -1,9 +1,10 @@
 """Model families, one file each, found by what they declare: a new family is one new file here.
 
-A family is a module with seven names and no base class:
+A family is a module with eight names and no base class:
 
     PIPELINE     class that a model folder's index names, and that diffusers loads it with
     COMPONENTS   parts that are used: component → whether it has weights
+    SINGLE_FILES what diffusers calls a single checkpoint file of it
     SETTINGS     files beside the components that may change a result
     ADDED        what its UNet is given beside text, as the UNet's config calls it (`addition_embed_type`)
     encode_text  (pipeline, prompts, device) → text (prompt, row, channel), opaque but for its first axis
@@ -28,6 +29,7 @@ class Family(Protocol):
 
     PIPELINE: str
     COMPONENTS: Mapping[str, bool]
+    SINGLE_FILES: tuple[str, ...]
     SETTINGS: tuple[str, ...]
     ADDED: str | None
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 PIPELINE = "StableDiffusionPipeline"
 COMPONENTS = {"unet": True, "vae": True, "text_encoder": True, "tokenizer": False, "scheduler": False}
+SINGLE_FILES = ("v1", "v2")
 SETTINGS: tuple[str, ...] = ()
 ADDED = None
 

@@ -22,6 +22,7 @@ COMPONENTS = {
     "tokenizer_2": False,
     "scheduler": False,
 }
+SINGLE_FILES = ("xl_base",)
 SETTINGS = ("model_index.json",)  # force_zeros_for_empty_prompt
 ADDED = "text_time"
 SIZES = 6  # of the original picture, of the corner it was cropped at, and of the target: two numbers each
