@@ -62,7 +62,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def edit_options(
-    video: Annotated[Path, typer.Argument(help="The video to edit.")],
+    video: Annotated[Path | None, typer.Argument(help="The video to edit.", show_default=False)] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What the edit shows; give it again for another edit.")
     ] = None,
@@ -98,10 +98,23 @@ def edit_options(
         str | None, typer.Option(metavar="NAME", help="ddim, or dpmpp_2m: of second order, for fewer steps.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the keyframe schedule and of an editor's noise.")] = 0,
-    editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp or sdedit.")] = "pnp",
+    editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp, sdedit or controlnet.")] = "pnp",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the editor, e.g. feature=0.6.")
     ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND[:MODEL][:STRENGTH[:START-STOP]]",
+            help="For --editor controlnet: canny, softedge, depth, openpose or given, such as canny:DIR:0.8.",
+        ),
+    ] = None,
+    control_video: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE|DIR", help="Control images of a --control given, one per frame.")
+    ] = None,
+    canny_thresholds: Annotated[
+        str, typer.Option(metavar="LOW-HIGH", help="Of the edges that --control canny finds.")
+    ] = "100-200",
     guidance_scale: Annotated[
         float | None,
         typer.Option(help="Classifier-free guidance, 1 is none; 7.5 or what the model advises without it."),
@@ -132,10 +145,23 @@ def edit_options(
     keyframe_offsets: Annotated[
         int | None, typer.Option(help="Places in an interval that a keyframe may have; 2 without it.")
     ] = None,
+    cuts: Annotated[
+        str,
+        typer.Option(metavar="auto|none|N,N…", help="Where new shots begin: as found, nowhere, or at these frames."),
+    ] = "auto",
+    keyframe_placement: Annotated[
+        str, typer.Option(metavar="NAME", help="interval, or adaptive: shorter intervals where more moves.")
+    ] = "interval",
     attended_keyframes: Annotated[int, typer.Option(help="Beyond so many, not all keyframes attend to all.")] = 8,
     blend: Annotated[
         str, typer.Option(help="How two keyframes are mixed: linear, sigmoid, nearest or previous.")
     ] = "linear",
+    deflicker: Annotated[
+        float, typer.Option(help="0 to 1: how far patches of the picture are drawn to their keyframes' colours.")
+    ] = 0.0,
+    match_colours: Annotated[
+        float, typer.Option(help="0 to 1: how far pictures are moved to the source's colours on the whole.")
+    ] = 0.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     frames_per_pass: Annotated[
         int | None, typer.Option(help="Frames the model sees at once, memory only; as many as fit without it.")
@@ -151,6 +177,14 @@ def edit_options(
     address: Annotated[
         str | None, typer.Option(metavar="URL", help="Of the Dask scheduler or Ray cluster; two workers here without.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Options by name, and the video; what is said here wins."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|CLIP", help="All that an earlier run was asked, but for what is said here."),
+    ] = None,
     store: StoreOption = None,
     cache_size: CacheOption = None,
 ) -> "Plan":
@@ -163,16 +197,20 @@ def edit_options(
 def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     """What is asked, and how it is done, from the values of `edit_options` by name."""
     from flows.config import EditConfig, make_config, make_runtime, parse_bytes, parse_settings
+    from flows.controls import parse_controls
     from flows.presets import with_preset
 
     named = {name: given[name] for name in given if name in EditConfig.model_fields}
     if given["keep_background"]:
         named["mask_from"] = named["mask_from"] or f"cross-attention:{given['keep_background']}"
     asked = with_preset(given["preset"], named)
-    own = {
-        "prompts": tuple(given["prompt"] or ()), "editor_settings": parse_settings(given["set_"] or []),
-        "loras": tuple(given["lora"] or ()), "embeddings": tuple(given["embedding"] or ()),
-    }  # fmt: skip
+    own: dict[str, Any] = {
+        "prompts": tuple(given["prompt"] or ()),
+        "editor_settings": parse_settings(given["set_"] or []),
+        "loras": tuple(given["lora"] or ()),
+        "embeddings": tuple(given["embedding"] or ()),
+    }
+    own["controls"] = parse_controls(given["control"] or (), given["control_video"] or (), given["canny_thresholds"])
     budget = parse_bytes(given["token_budget"])
     runtime = make_runtime(
         device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],
@@ -197,10 +235,10 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
     own = [p for p in named.values() if p.name not in ("plan", "given")]
     shared = list(inspect.signature(edit_options).parameters.values()) if len(own) < len(named) else []
 
-    def guarded(**given: Any) -> None:
+    def guarded(context: typer.Context, **given: Any) -> None:
         try:
             arguments = {p.name: given[p.name] for p in own}
-            options = {p.name: given[p.name] for p in shared}
+            options = _complete({p.name: given[p.name] for p in shared}, context) if shared else {}
             if "plan" in named:
                 arguments["plan"] = edit_options(**options)
             if "given" in named:
@@ -209,10 +247,22 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
         except (Exception, KeyboardInterrupt) as error:
             raise SystemExit(explained(error)) from None
 
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in [*shared, *own]]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *(p.replace(kind=p.KEYWORD_ONLY) for p in [*shared, *own])]
     guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     guarded.__doc__, guarded.__name__ = function.__doc__, function.__name__
     return of.command(function.__name__.rstrip("_"))(guarded)
+
+
+def _complete(options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """The edit options with those of --config and --like where nothing was said on the command line."""
+    if options["video"] and not (options["config"] or options["like"]):
+        return options
+    from flows.options import completed
+
+    sources = {name: context.get_parameter_source(name) for name in options}
+    said = frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
+    return completed(options, said, open_store)
 
 
 def inspection(function: Callable[..., None]) -> Callable[..., None]:
@@ -383,6 +433,53 @@ def eval_(
         stdout.print(f"  {sentence}")
     for file in files.values():
         print(file)
+
+
+@command
+def sweep(
+    given: dict[str, Any],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text file with a prompt on each line, beside any --prompt.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=V,V…", help="Values of an option to try, or of an editor's: pnp.attention=0.3,0.5."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The folder; VIDEO-sweep without it.")
+    ] = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Only say what would be shared and computed.")] = False,
+    clip_model: Annotated[
+        str | None, typer.Option(metavar="ID|DIR", help="A CLIP model, to score text alignment and consistency.")
+    ] = None,
+    flow: Annotated[str, typer.Option(help="Optical flow where the true one is unknown: auto, raft or dis.")] = "auto",
+    engine: EngineOption = "direct",
+    as_json: JsonOption = False,
+) -> None:
+    """Edit a video in every combination of prompts and settings, and lay them side by side to choose from."""
+    from flows.run_sweep import plan_sweep, run_sweep
+    from flows.terminal import Bars, say, stdout, sweep_plan_table, sweep_table
+
+    runtime = configs(given | {"prompt": given["prompt"] or ["-"]})[1]
+    planned = plan_sweep(given, _changed(given), prompts, grid or (), runtime, open_store(given["store"]))
+    if only_plan:
+        if as_json:
+            print_json(planned.to_json())
+            return
+        stdout.print(sweep_plan_table(planned.ahead))
+        print(planned.ahead.sentence())
+        return
+    with Bars() as bars:
+        swept = run_sweep(planned, output, {"flow": flow, "clip_model": clip_model}, _checked_engine(engine), say, bars)
+    if as_json:
+        print_json(swept.to_json())
+    else:
+        stdout.print(sweep_table(swept))
+        for file in swept.files.values():
+            print(file)
+    if swept.failed:
+        say(f"{len(swept.failed)} of {len(swept.edits)} edits could not be made; the page says why")
+        raise SystemExit(1)
 
 
 def _changed(given: dict[str, Any]) -> list[str]:
@@ -875,19 +972,24 @@ def _detach(plan: "Plan", output: Path | None, as_json: bool) -> None:
 def _performed(name: str, plan: "Plan", output: Path | None, engine: str) -> "Result":
     """Run an edit or a preview with progress on stderr."""
     import flows.run
-    from flows.engine import Wanted
     from flows.terminal import Bars, say
+
+    for note in plan.notes:
+        say(note)
+    with Bars() as bars:
+        result: Result = getattr(flows.run, name)(plan, output, _checked_engine(engine), bars)
+    for note in result.notes:
+        say(note)
+    return result
+
+
+def _checked_engine(engine: str) -> Any:
+    from flows.engine import Wanted
     from store.errors import InputError
 
     if engine not in get_args(Wanted):
         raise InputError(f"--engine {engine!r}: have {', '.join(get_args(Wanted))}")
-    for note in plan.notes:
-        say(note)
-    with Bars() as bars:
-        result: Result = getattr(flows.run, name)(plan, output, engine, bars)
-    for note in result.notes:
-        say(note)
-    return result
+    return engine
 
 
 def _print_result(result: "Result", as_json: bool, **more: Any) -> None:
@@ -937,7 +1039,7 @@ def main() -> None:
         code = app(prog_name="tf", standalone_mode=False)
     except TyperException as error:
         raise SystemExit(_usage(error)) from None
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):  # typer's own answer, and what comes before typer listens
         code = 130
     except SystemExit as ended:
         if ended.code in (130, 143) and "prefect" in sys.modules:
@@ -945,7 +1047,7 @@ def main() -> None:
 
             leave(ended.code)
         raise
-    if code == 130:  # typer's own answer to a signal outside of a command's work: nothing was said yet
+    if code == 130:  # a signal outside of a command's work: nothing was said yet
         from store.errors import Terminated
 
         code = explained(Terminated() if terminated else KeyboardInterrupt())

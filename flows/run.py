@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stages.media.export import VERSION, Written
 from store.artifact import Artifact
@@ -23,6 +23,9 @@ from .remarks import remarks
 from .runtime import check_device
 from .sidecar import Sidecar, check_sidecar_place, written_sidecar
 from .tasks import Progress, Quiet, Session, Use
+
+if TYPE_CHECKING:
+    import xarray
 
 FlowName = Literal["prepare-video", "preview-video", "edit-video"]
 Work = Callable[[Session], list[Artifact]]
@@ -44,6 +47,22 @@ class Result:
     store: str
     run: str | None = None
 
+    def artifact(self, stage: str, prompt: str | None = None) -> Artifact:
+        """What a stage made, or was found to have made; of an edit's stages the first prompt's, or that of `prompt`.
+
+        raises   InputError where the run used no such artifact
+        """
+        for use in self.uses:
+            if use.node.stage == stage and (prompt is None or use.node.prompt == prompt):
+                return use.artifact
+        have = ", ".join(dict.fromkeys(use.node.stage for use in self.uses))
+        of_prompt = f" of the prompt {prompt!r}" if prompt is not None else ""
+        raise InputError(f"the run used no artifact {stage!r}{of_prompt}; it has those of {have}")
+
+    def dataset(self, stage: str, prompt: str | None = None) -> xarray.Dataset:
+        """The same as a lazy xarray Dataset with named dimensions and labelled coordinates."""
+        return self.artifact(stage, prompt).dataset()
+
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of `tf run --json`."""
         stages = [
@@ -64,7 +83,7 @@ class Result:
 
 def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress: Progress | None = None) -> Result:
     """Edit the video once per prompt, and write the clips with their sidecars."""
-    return edited(plan, clip_files(plan, output), _by(engine), progress)
+    return edited(plan, clip_files(plan, output), walked_by(engine), progress)
 
 
 def clip_files(plan: Plan, output: Path | None) -> list[Path]:
@@ -109,7 +128,7 @@ def run_preview(plan: Plan, output: Path | None, engine: Wanted = "auto", progre
     """Edit the keyframes alone, once per prompt, and write them as pictures."""
     files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, "-preview.png")
     check_pictures(files, plan.config.video)
-    return previewed(plan, files, _by(engine), progress)
+    return previewed(plan, files, walked_by(engine), progress)
 
 
 def previewed(plan: Plan, files: list[Path], walker: Walker, progress: Progress | None = None) -> Result:
@@ -174,7 +193,7 @@ def _walk(
     return session, walker(session, work, name, bool(missing))
 
 
-def _by(engine: Wanted) -> Walker:
+def walked_by(engine: Wanted) -> Walker:
     """Walked by an engine where there is something to compute."""
 
     def walk(session: Session, work: Work, name: FlowName, work_to_do: bool) -> list[Artifact]:

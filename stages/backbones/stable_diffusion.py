@@ -21,6 +21,7 @@ from store.errors import InputError
 from ..diffusion.attention import injected_attention_layers, injected_feature, self_attention_layers
 from ..diffusion.checks import FullDeviceError
 from ..diffusion.ddim import NoiseLevels
+from . import Residuals
 from .adapters import NO_ADAPTERS, Adapters, adapt
 from .families import family_of_unet
 from .layout import forward_flops, noise_schedule
@@ -57,6 +58,7 @@ class StableDiffusion:
     prompt_weighting: bool = False
     on_pass: Callable[[int], None] = lambda frames: None  # told how many frames each UNet pass had
     on_note: Callable[[str], None] = lambda sentence: None  # told what a user should hear
+    controls: Sequence[Any] = ()  # ControlNets, on the model's device
 
     def __post_init__(self) -> None:
         self.unet: Any = self.pipeline.unet
@@ -173,17 +175,42 @@ class StableDiffusion:
         found = [n for n in range(len(ids) - len(wanted) + 1) if ids[n : n + len(wanted)] == wanted]
         return [place for first in found for place in range(first, first + len(wanted))] if wanted else []
 
-    def predict_noise(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+    def control(
+        self, number: int, latents: Tensor, timestep: int, text: Tensor, pictures: np.ndarray[Any, Any], strength: float
+    ) -> Residuals:
+        """One pass of ControlNet `number` over (branch · frame, …): its residuals times `strength`, the middle's last.
+
+        pictures   control images (frame, height, width, channel) uint8
+        """
+        dtype = self.runtime.dtype
+        shown = (self.to_device(pictures).permute(0, 3, 1, 2) / 255).repeat(len(latents) // len(pictures), 1, 1, 1)
+        batch, shown = (x.to(dtype, memory_format=torch.channels_last) for x in (latents, shown))
+        given = self._given(latents, text)
+        with one_thread(self._is_small(latents)):
+            down, mid = self.controls[number](
+                batch, timestep, **given, controlnet_cond=shown, conditioning_scale=strength, return_dict=False
+            )
+        return [*down, mid]
+
+    def predict_noise(self, latents: Tensor, timestep: int, text: Tensor, residuals: Residuals | None = None) -> Tensor:
         """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""
         dtype = self.runtime.dtype
         batch = latents.to(dtype, memory_format=torch.channels_last)  # as the weights are: a tenth faster on a CPU
-        factor = self.pipeline.vae_scale_factor
-        pixels = (latents.shape[-2] * factor, latents.shape[-1] * factor)
-        given = self.family.unet_inputs(self.unet.config, text.to(dtype), pixels)
+        given = self._given(latents, text)
         with one_thread(self._is_small(latents)):
-            out: Tensor = self.unet(batch, timestep, **given, return_dict=False)[0]
+            out: Tensor = self.unet(
+                batch, timestep, **given, return_dict=False,
+                down_block_additional_residuals=residuals and residuals[:-1],
+                mid_block_additional_residual=residuals and residuals[-1],
+            )[0]  # fmt: skip
         self.on_pass(len(latents))
         return out.float()
+
+    def _given(self, latents: Tensor, text: Tensor) -> dict[str, Any]:
+        """What the UNet and its ControlNets are told, by the names of their arguments."""
+        factor = self.pipeline.vae_scale_factor
+        pixels = (latents.shape[-2] * factor, latents.shape[-1] * factor)
+        return self.family.unet_inputs(self.unet.config, text.to(self.runtime.dtype), pixels)
 
     def _is_small(self, latents: Tensor) -> bool:
         """Whether a pass over `latents` is better done on one thread. Never asked of the clock: bits depend on it."""
