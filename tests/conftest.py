@@ -79,6 +79,14 @@ def backbone(tiny_folder: Path) -> StableDiffusion:
 
 
 @pytest.fixture(scope="session")
+def sdxl_backbone(sdxl_folder: Path) -> StableDiffusion:
+    """The tiny SDXL, likewise."""
+    from stages.backbones.stable_diffusion import Runtime, load
+
+    return load(str(sdxl_folder), Runtime(frames_per_pass=4))
+
+
+@pytest.fixture(scope="session")
 def prepared(backbone: StableDiffusion, tiny_folder: Path) -> Prepared:
     """A moving clip of 11 frames, inverted, its tokens extracted and matched (interval 4, two places, 5 steps)."""
     from tests.tiny.method import moving_clip, prepare

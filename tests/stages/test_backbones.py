@@ -182,10 +182,13 @@ class TestContract:
 
     def test_a_model_of_another_size_runs_the_whole_method(self, model: StableDiffusion, folder: Path) -> None:
         known = prepare(model, folder, moving_clip(3, width=56, height=40), steps=2, keyframe_interval=2)
-        spec = edit_spec(guidance_scale=3)
-        edited = propagate(known, spec, edit_of_keyframes(known, spec))
+        edited, other = (
+            propagate(known, spec, edit_of_keyframes(known, spec))
+            for spec in (edit_spec("a ball", guidance_scale=3), edit_spec("a cube", guidance_scale=3))
+        )
         assert edited["rgb"].shape == (3, 40, 56, 3)
         assert np.isfinite(edited["latents"]).all()
+        assert not np.array_equal(edited["latents"], other["latents"]), "the prompt is heard"
 
 
 # Where models come from
