@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
-from stages.backbones.adapters import NO_ADAPTERS, Adapters, check_weighted
+from stages.backbones.adapters import NO_ADAPTERS, Adapters
+from stages.backbones.weighting import check_weighted
 from store.errors import InputError
 from store.keys import canonical_json
 from store.schemas import Frozen

@@ -166,22 +166,6 @@ def _fitting(option: str, file: Path) -> Iterator[None]:
         ) from None
 
 
-def check_weighted(*prompts: str) -> None:
-    """InputError for the first prompt that compel cannot read, or that asks for more than weights."""
-    from compel import Compel
-
-    for prompt in prompts:
-        try:
-            parts = Compel.parse_prompt_string(prompt).prompts
-        except Exception as error:  # compel's own, and its grammar's
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"--prompt-weighting: the prompt {prompt!r} cannot be read ({reason}); mend it, or leave the option out"
-            ) from None
-        if any(getattr(part, "wants_cross_attention_control", False) for part in parts):
-            raise InputError(f"--prompt-weighting: .swap() is not supported; say {prompt!r} without it")
-
-
 def absolute(text: str) -> str:
     """FILE[:REST] as it is understood from any folder."""
     file, rest = _split(text)

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flows.models import find_model
-from stages.backbones.adapters import Adapters, check_weighted
+from stages.backbones.adapters import Adapters
 from stages.backbones.stable_diffusion import Runtime, load
+from stages.backbones.weighting import check_weighted, unweighted
 from store.errors import InputError
 from store.store import Store
 
@@ -122,6 +123,20 @@ def test_a_weighted_prompt_that_cannot_be_read(prompt: str, said: str) -> None:
     with pytest.raises(InputError, match=said) as raised:
         check_weighted("a (red)1.2 ball", prompt)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a (red)1.3 ball on grass++", "a red ball on grass"),
+        ("a red ball", "a red ball"),
+        ("", ""),
+        ('("a", "b").and()', "a, b"),
+        ('("a", "b c").blend(1, 0.5)', "a, b c"),
+    ],
+)
+def test_the_words_of_a_weighted_prompt(prompt: str, words: str) -> None:
+    assert unweighted(prompt) == words
 
 
 def no_lora(folder: Path) -> str:

@@ -55,7 +55,8 @@ def make_pipeline(seed: int = 0, vae: str = "kl", **unet: Any) -> Any:
 def make_sdxl(seed: int = 0, **unet: Any) -> Any:
     """A StableDiffusionXLPipeline with random weights: three levels, one to three layers a transformer, two encoders.
 
-    Fewer levels, attention only below the first, and another width of each text encoder, as in SDXL.
+    Fewer levels, attention only below the first, and another width of each text encoder, as in SDXL. The autoencoder's
+    scaling factor makes latents of random weights as large as those of trained ones.
     """
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -75,7 +76,7 @@ def make_sdxl(seed: int = 0, **unet: Any) -> Any:
         "projection_class_embeddings_input_dim": 16 + 6 * 8,
     }
     pipeline = StableDiffusionXLPipeline(
-        vae=make_vae("kl", force_upcast=True, scaling_factor=0.13025), unet=make_unet(**(changes | unet)),
+        vae=make_vae("kl", force_upcast=True, scaling_factor=2.0), unet=make_unet(**(changes | unet)),
         text_encoder=CLIPTextModel(text_config(tokenizer)).eval(), tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, hidden_size=16, projection_dim=16)).eval(),
         tokenizer_2=make_tokenizer(), scheduler=make_scheduler(), force_zeros_for_empty_prompt=True,

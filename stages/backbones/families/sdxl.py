@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..weighting import unweighted
+
 PIPELINE = "StableDiffusionXLPipeline"
 COMPONENTS = {
     "unet": True,
@@ -38,13 +40,14 @@ def encode_text(pipeline: Any, prompts: list[str], device: str) -> Tensor:
 
 
 def encode_weighted(pipeline: Any, prompts: list[str], device: str) -> Tensor:
-    """The same from compel, all as long as the longest."""
+    """The same from compel, all as long as the longest; the pooled embedding is that of the words without weights."""
     from compel import CompelForSDXL
 
     converted = [pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer) for prompt in prompts]
-    made = CompelForSDXL(pipeline, device=device)(converted)
-    embeddings = made.embeds.to(pipeline.text_encoder.dtype)
-    return _with_pooled(embeddings, made.pooled_embeds) * _said(pipeline, prompts, embeddings)
+    embeddings = CompelForSDXL(pipeline, device=device)(converted).embeds.to(pipeline.text_encoder.dtype)
+    words = [unweighted(prompt) for prompt in prompts]  # compel would pool brackets and numbers, too
+    pooled = pipeline.encode_prompt(words, device=device, do_classifier_free_guidance=False)[2]
+    return _with_pooled(embeddings, pooled) * _said(pipeline, prompts, embeddings)
 
 
 def _said(pipeline: Any, prompts: list[str], embeddings: Tensor) -> Tensor:
