@@ -165,7 +165,12 @@ class Denoiser:
             yield moment
             noise = self.noise(step, now, self._keyframes_of(step, now, keyframe_latents))
             following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
-            now = self._kept(step + 1, sampling.step(now, noise, self.timesteps[step], following))
+            if self.editor.injection(step).noise:
+                mean = self.backbone.levels.ddpm_mean(now, noise, self.timesteps[step], following)
+                now = mean + self.backbone.to_device(rows(self.latents["noise"], step, self.frames))
+            else:
+                now = sampling.step(now, noise, self.timesteps[step], following)
+            now = self._kept(step + 1, now)
             self._finite(passed, now, stage, step)
         moment = Moment(len(self.timesteps), now[wanted], now)
         self._keep(passed, moment, sampling)

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from flows.config import EditConfig, RuntimeConfig, make_runtime
@@ -281,7 +282,8 @@ CHANGES: dict[str, Any] = {
     "editor_settings": {"attention": 0.1}, "guidance_scale": 2.0, "negative_prompt": "no", "keyframe_interval": 5,
     "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
     "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},), "cuts": "4",
-    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5, "prompt_weighting": True,
+    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5, "mask_from": "cross-attention:a",
+    "prompt_weighting": True,
 }  # fmt: skip
 
 
@@ -297,9 +299,16 @@ def test_every_field_that_may_change_the_result_moves_a_key(
     lora, word = tmp_path / "lora.safetensors", tmp_path / "word.safetensors"
     save_file({"unet.lora_A.weight": torch.zeros(1)}, lora)
     save_file({"<cat>": torch.zeros(24)}, word)
-    apart = {"video", "model", "loras", "embeddings", "mask", "mask_from", "mask_feather"}  # masks: test_masks
+    apart = {"video", "model", "loras", "embeddings", "mask", "mask_feather"}
     assert set(CHANGES) | apart == set(EditConfig.model_fields)
+    drawn = tmp_path / "mask.png"
+    Image.new("L", (32, 32), 255).save(drawn)
+    masks: dict[str, dict[str, Any]] = {
+        "mask": {"mask": drawn},
+        "mask_feather": {"mask_from": "cross-attention:a", "mask_feather": 3},
+    }
     plans = {name: plan(**needed(name, value, control_folder)) for name, value in CHANGES.items()}
+    plans |= {name: plan(**options) for name, options in masks.items()}
     plans |= {"video": plan(video=small_clip(tmp_path / "a.mp4", frames=8)), "model": plan(model=other_model)}
     plans |= {"loras": plan(loras=(str(lora),)), "embeddings": plan(embeddings=(str(word),))}
     last = {name: each.nodes[-1].key.hex for name, each in plans.items()} | {"": plan().nodes[-1].key.hex}
