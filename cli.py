@@ -77,6 +77,18 @@ def edit_options(
         list[str] | None, typer.Option(metavar="TEXT", help="What the edit shows; give it again for another edit.")
     ] = None,
     model: Annotated[str, typer.Option(metavar="ID|DIR|FILE|pocket", help="The text-to-image model.")] = "pocket",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA on top of the model; give it again for another."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:TOKEN]", help="A word learnt by textual inversion; give it again for another."),
+    ] = None,
+    prompt_weighting: Annotated[
+        bool,
+        typer.Option("--prompt-weighting", help="Read (words)1.3, words++ and long prompts as compel does."),
+    ] = False,
     source_prompt: Annotated[str, typer.Option(help="What the video shows.")] = "",
     frames: Annotated[
         str | None, typer.Option(metavar="START:STOP[:STEP]", help="Which frames; all without it.")

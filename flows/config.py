@@ -29,6 +29,7 @@ UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MASK_FROM = r"cross-attention:.*\S.*"
 MOST_PROMPTS = 100  # of one run: each is an edit of the whole video
 
+REPEATED = {"--prompts": "--prompt", "--loras": "--lora", "--embeddings": "--embedding"}  # given once for each value
 FORM_BEGINS = ("video", "prompts", "model", "preset", "source_prompt", "size", "frames", "editor", "guidance_scale",
                "negative_prompt")  # fmt: skip
 OF_PRESETS = frozenset(option for options in PRESETS.values() for option in options)
@@ -84,6 +85,17 @@ class EditConfig(Frozen):
     )  # fmt: skip
     model: str = Field(
         "pocket", title="Model", description="'pocket', a diffusers folder, a .safetensors file or a hub id"
+    )
+    loras: tuple[str, ...] = Field(
+        (), title="LoRAs", description="each FILE.safetensors or FILE.safetensors:WEIGHT, on top of the model",
+        max_length=16,
+    )  # fmt: skip
+    embeddings: tuple[str, ...] = Field(
+        (), title="Embeddings", description="textual inversion, each FILE.safetensors or FILE.safetensors:TOKEN",
+        max_length=64,
+    )  # fmt: skip
+    prompt_weighting: bool = Field(
+        False, title="Prompt weighting", description="read (words)1.3, words++ and long prompts as compel does"
     )
     source_prompt: str = Field("", title="Source prompt", description="what the video shows; may be empty")
     frames: str | None = Field(
@@ -175,8 +187,13 @@ class EditConfig(Frozen):
 
     def anywhere(self) -> EditConfig:
         """The same with paths that are understood from any folder."""
+        from stages.backbones.adapters import absolute  # which imports torch: whoever asks has a plan, and torch
+
         paths = {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)}
-        return self.model_copy(update={name: path.absolute() for name, path in paths.items()})
+        return self.model_copy(
+            update={name: path.absolute() for name, path in paths.items()}
+            | {name: tuple(absolute(text) for text in getattr(self, name)) for name in ("loras", "embeddings")}
+        )
 
     @property
     def mask_words(self) -> str:
@@ -308,7 +325,7 @@ def _checked(kind: type[Config], given: dict[str, Any]) -> Config:
         if not first["loc"]:  # of options that do not go together
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        option = {"--editor-settings": "--set", "--prompts": "--prompt"}.get(option, option)
+        option = {"--editor-settings": "--set", **REPEATED}.get(option, option)
         raise InputError(f"{option} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 

@@ -22,7 +22,12 @@ from .sidecar import read_sidecar, sidecar_file
 Options = dict[str, Any]
 EDIT = ("preset", *EditConfig.model_fields)
 RUNTIME = tuple(RuntimeConfig.model_fields)
-GIVEN_AS = {"prompts": "prompt", "editor_settings": "set_"}  # option → what the command line calls it
+GIVEN_AS = {
+    "prompts": "prompt",
+    "editor_settings": "set_",
+    "loras": "lora",
+    "embeddings": "embedding",
+}  # option → what the command line calls it
 CANNY_THRESHOLDS = "100-200"  # as `Control` has them
 MASKS = {"mask", "mask_from"}  # which exclude each other
 PATHS = tuple(name for name, field in EditConfig.model_fields.items() if field.annotation in (Path, Path | None))
@@ -50,8 +55,9 @@ def options_of(given: Mapping[str, Any]) -> Options:
     if options["controls"] is None and (given.get("control") or given.get("control_video")):
         thresholds = given.get("canny_thresholds") or CANNY_THRESHOLDS
         options["controls"] = parse_controls(given.get("control") or (), given.get("control_video") or (), thresholds)
-    if options["prompts"] is not None:
-        options["prompts"] = tuple(options["prompts"])
+    for name in ("prompts", "loras", "embeddings"):
+        if options[name] is not None:
+            options[name] = tuple(options[name])
     if options["editor_settings"] is not None:
         options["editor_settings"] = parse_settings(options["editor_settings"])
     return {name: value for name, value in options.items() if value is not None}

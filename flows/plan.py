@@ -42,7 +42,7 @@ from store.store import Store
 from .config import EditConfig, RuntimeConfig
 from .controls import Control, find_annotator, find_control
 from .masks import mask_key, mask_recipe
-from .models import ModelFiles, find_model, geometry_of, layout_of
+from .models import ModelFiles, adapters_of, find_model, geometry_of, layout_of
 from .shots import SeenClip, parse_cuts, written_cuts
 from .videos import KnownVideo
 
@@ -89,7 +89,7 @@ class Plan:
         known = video or KnownVideo.of(config.video, store)
         self.video, self.video_key = known.info, known.key
         self.mask_key = known.mask_key or mask_key(config, store)
-        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle)
+        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
         self.size = (size.width, size.height)

@@ -12,7 +12,7 @@ from store.store import Store
 
 from .config import EditConfig, RuntimeConfig, make_config
 from .export import clip_hash
-from .models import find_model
+from .models import adapters_of, find_model
 from .plan import STAGES, Plan
 from .run import Result
 from .sidecar import Sidecar, read_sidecar
@@ -33,9 +33,9 @@ def plan_again(
         raise InputError(f"the video {place} of {file} is not there; say where it is with --video PATH")
     _check_bytes(f"the video {place}", f"blake3:{store.file_hash(place)}", sidecar.video.key, file, "--video PATH")
     name = model or sidecar.config.model
-    _check_bytes(
-        f"the model {name}", find_model(name, store, runtime.allow_pickle).key, sidecar.model.key, file, "--model NAME"
-    )
+    now = find_model(name, store, runtime.allow_pickle, adapters_of(sidecar.config))
+    what = f"the model {name}" + (" with its LoRAs and embeddings" if now.adapters else "")
+    _check_bytes(what, now.key, sidecar.model.key, file, "--model NAME")
     encoded = runtime.model_copy(update=dict(sidecar.encoding))
     plan = Plan(_config(sidecar, place, name), encoded, store)
     plan.notes = [note for note in (other_software(sidecar),) if note]

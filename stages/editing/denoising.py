@@ -24,7 +24,6 @@ from store.schemas import Array, Arrays, Block, Frozen
 from .. import editors
 from ..backbones import Backbone
 from ..diffusion.attention import (
-    INJECTED_FEATURE,
     ExtendedAttention,
     Keys,
     PropagatedAttention,
@@ -383,9 +382,9 @@ class Denoiser:
         conditions, branches = self._conditions(step), self.branches(step)
         hooks: dict[str, Hook] = {}
         forwards = {}
-        if feature is not None:
+        if feature is not None and self.backbone.injected_feature is not None:
             repeated = self._on_device(feature).to(conditions.text.dtype).repeat(branches, 1, 1, 1)
-            hooks[INJECTED_FEATURE] = lambda module, inputs, output: repeated
+            hooks[self.backbone.injected_feature] = lambda module, inputs, output: repeated
         if self.reuse and self.whole[step]:
             hooks |= self.reuse.keeping(frames, branches)
         elif self.reuse:

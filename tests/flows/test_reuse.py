@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from flows.config import EditConfig, RuntimeConfig, make_runtime
 from flows.explain import explain_plan
@@ -302,6 +304,7 @@ CHANGES: dict[str, Any] = {
     "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
     "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},), "cuts": "4",
     "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5, "mask_from": "cross-attention:a",
+    "prompt_weighting": True,
 }  # fmt: skip
 
 
@@ -314,7 +317,11 @@ def needed(name: str, value: object, control: Path) -> dict[str, Any]:
 def test_every_field_that_may_change_the_result_moves_a_key(
     plan: Plans, other_model: Path, tmp_path: Path, clip: Path, control_folder: Path
 ) -> None:
-    assert set(CHANGES) | {"video", "model", "mask", "mask_feather"} == set(EditConfig.model_fields)
+    lora, word = tmp_path / "lora.safetensors", tmp_path / "word.safetensors"
+    save_file({"unet.lora_A.weight": torch.zeros(1)}, lora)
+    save_file({"<cat>": torch.zeros(24)}, word)
+    apart = {"video", "model", "loras", "embeddings", "mask", "mask_feather"}
+    assert set(CHANGES) | apart == set(EditConfig.model_fields)
     drawn = tmp_path / "mask.png"
     Image.new("L", (32, 32), 255).save(drawn)
     masks: dict[str, dict[str, Any]] = {
@@ -324,6 +331,7 @@ def test_every_field_that_may_change_the_result_moves_a_key(
     plans = {name: plan(**needed(name, value, control_folder)) for name, value in CHANGES.items()}
     plans |= {name: plan(**options) for name, options in masks.items()}
     plans |= {"video": plan(video=small_clip(tmp_path / "a.mp4", frames=8)), "model": plan(model=other_model)}
+    plans |= {"loras": plan(loras=(str(lora),)), "embeddings": plan(embeddings=(str(word),))}
     last = {name: each.nodes[-1].key.hex for name, each in plans.items()} | {"": plan().nodes[-1].key.hex}
     assert len(set(last.values())) == len(last)
 
