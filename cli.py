@@ -200,11 +200,15 @@ def edit_options(
     ] = None,
     store: StoreOption = None,
     cache_size: CacheOption = None,
-) -> "Plan":
-    """Read the options that run, plan and preview share, and plan the run."""
+) -> None:
+    """The options that run, plan and preview share."""
+
+
+def planned(given: dict[str, Any]) -> "Plan":
+    """The run that the values of `edit_options` by name ask for."""
     from flows.plan import Plan
 
-    return Plan(*configs(locals()), open_store(store))
+    return Plan(*configs(given), open_store(given["store"]))
 
 
 def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
@@ -236,7 +240,7 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
             arguments = {p.name: given[p.name] for p in own}
             options = _complete({p.name: given[p.name] for p in shared}, context) if shared else {}
             if "plan" in named:
-                arguments["plan"] = edit_options(**options)
+                arguments["plan"] = planned(options)
             if "given" in named:
                 arguments["given"] = options
             function(**arguments)

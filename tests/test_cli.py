@@ -219,7 +219,7 @@ def test_a_bad_picture_or_engine_is_refused(tf: Tf) -> None:
         ("no-unet-config", "has no unet/config.json"),
         ("broken-weights", "cannot be loaded"),
         ("broken-index", "is not valid JSON"),
-        ("xl", "is a StableDiffusionXLPipeline, which is not supported; have StableDiffusionPipeline"),
+        ("xl", "has no text_encoder_2; give a complete diffusers folder"),
     ],
 )
 def test_a_bad_model_is_refused(tf: Tf, tiny_folder: Path, name: str, says: str) -> None:
