@@ -58,15 +58,37 @@ PoolOption = Annotated[str, typer.Option(metavar="NAME", help="The work pool; ma
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Open weights that are no .safetensors too: they may hold code.")
 ]
+CodecOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="h264, hevc, av1, vp9, prores; what the ending of the file stands for without."),
+]
+QualityOption = Annotated[
+    int | None, typer.Option(help="Of the clip, 0 to 100 on the same scale for every codec; 80 without it.")
+]
+PixelFormatOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of the clip, such as yuv444p or yuv420p10le.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 def edit_options(
-    video: Annotated[Path, typer.Argument(help="The video to edit.")],
+    video: Annotated[Path | None, typer.Argument(help="The video to edit.", show_default=False)] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What the edit shows; give it again for another edit.")
     ] = None,
     model: Annotated[str, typer.Option(metavar="ID|DIR|FILE|pocket", help="The text-to-image model.")] = "pocket",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA on top of the model; give it again for another."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:TOKEN]", help="A word learnt by textual inversion; give it again for another."),
+    ] = None,
+    prompt_weighting: Annotated[
+        bool,
+        typer.Option("--prompt-weighting", help="Read (words)1.3, words++ and long prompts as compel does."),
+    ] = False,
     source_prompt: Annotated[str, typer.Option(help="What the video shows.")] = "",
     frames: Annotated[
         str | None, typer.Option(metavar="START:STOP[:STEP]", help="Which frames; all without it.")
@@ -115,14 +137,41 @@ def edit_options(
         int | None, typer.Option(help="Every how many steps deep features are computed anew; 1: at every step.")
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="VIDEO|FOLDER|PICTURE", help="White is edited, black is kept as in the source."),
+    ] = None,
+    mask_from: Annotated[
+        str | None,
+        typer.Option(metavar="cross-attention:WORD", help="Edit what a word of the source prompt names, nothing else."),
+    ] = None,
+    keep_background: Annotated[
+        str | None, typer.Option(metavar="WORD", help="Short for --mask-from cross-attention:WORD.")
+    ] = None,
+    mask_feather: Annotated[
+        int | None, typer.Option(help="Width of the mask's soft edge in pixels; that of a latent pixel without it.")
+    ] = None,
     keyframe_interval: Annotated[int, typer.Option(help="Frames per keyframe.")] = 8,
     keyframe_offsets: Annotated[
         int | None, typer.Option(help="Places in an interval that a keyframe may have; 2 without it.")
     ] = None,
+    cuts: Annotated[
+        str,
+        typer.Option(metavar="auto|none|N,N…", help="Where new shots begin: as found, nowhere, or at these frames."),
+    ] = "auto",
+    keyframe_placement: Annotated[
+        str, typer.Option(metavar="NAME", help="interval, or adaptive: shorter intervals where more moves.")
+    ] = "interval",
     attended_keyframes: Annotated[int, typer.Option(help="Beyond so many, not all keyframes attend to all.")] = 8,
     blend: Annotated[
         str, typer.Option(help="How two keyframes are mixed: linear, sigmoid, nearest or previous.")
     ] = "linear",
+    deflicker: Annotated[
+        float, typer.Option(help="0 to 1: how far patches of the picture are drawn to their keyframes' colours.")
+    ] = 0.0,
+    match_colours: Annotated[
+        float, typer.Option(help="0 to 1: how far pictures are moved to the source's colours on the whole.")
+    ] = 0.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     frames_per_pass: Annotated[
         int | None, typer.Option(help="Frames the model sees at once, memory only; as many as fit without it.")
@@ -131,12 +180,23 @@ def edit_options(
         str, typer.Option(help="Of the model: float32, float16 or bfloat16; auto: float16 on a GPU only.")
     ] = "auto",
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
+    codec: CodecOption = None,
+    quality: QualityOption = None,
+    pixel_format: PixelFormatOption = None,
     allow_pickle: PickleOption = False,
     runner: Annotated[
         str, typer.Option(metavar="NAME", help="here; dask or ray: the run's parts are spread over several workers.")
     ] = "here",
     address: Annotated[
         str | None, typer.Option(metavar="URL", help="Of the Dask scheduler or Ray cluster; two workers here without.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Options by name, and the video; what is said here wins."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|CLIP", help="All that an earlier run was asked, but for what is said here."),
     ] = None,
     store: StoreOption = None,
     cache_size: CacheOption = None,
@@ -149,22 +209,10 @@ def edit_options(
 
 def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     """What is asked, and how it is done, from the values of `edit_options` by name."""
-    from flows.config import EditConfig, make_config, make_runtime, parse_bytes, parse_settings
-    from flows.controls import parse_controls
-    from flows.presets import with_preset
+    from flows.options import config_of, options_of, runtime_of
 
-    asked = with_preset(given["preset"], {name: given[name] for name in given if name in EditConfig.model_fields})
-    own: dict[str, Any] = {
-        "prompts": tuple(given["prompt"] or ()),
-        "editor_settings": parse_settings(given["set_"] or []),
-    }
-    own["controls"] = parse_controls(given["control"] or (), given["control_video"] or (), given["canny_thresholds"])
-    budget = parse_bytes(given["token_budget"])
-    runtime = make_runtime(
-        device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],
-        token_budget=budget, allow_pickle=given["allow_pickle"], runner=given["runner"], address=given["address"],
-    )  # fmt: skip
-    return make_config(**asked, **own), runtime
+    options = options_of(given)
+    return config_of(options), runtime_of(options)
 
 
 def open_store(place: str | None) -> "Store":
@@ -183,10 +231,10 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
     own = [p for p in named.values() if p.name not in ("plan", "given")]
     shared = list(inspect.signature(edit_options).parameters.values()) if len(own) < len(named) else []
 
-    def guarded(**given: Any) -> None:
+    def guarded(context: typer.Context, **given: Any) -> None:
         try:
             arguments = {p.name: given[p.name] for p in own}
-            options = {p.name: given[p.name] for p in shared}
+            options = _complete({p.name: given[p.name] for p in shared}, context) if shared else {}
             if "plan" in named:
                 arguments["plan"] = edit_options(**options)
             if "given" in named:
@@ -195,10 +243,22 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
         except (Exception, KeyboardInterrupt) as error:
             raise SystemExit(explained(error)) from None
 
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in [*shared, *own]]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *(p.replace(kind=p.KEYWORD_ONLY) for p in [*shared, *own])]
     guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     guarded.__doc__, guarded.__name__ = function.__doc__, function.__name__
     return of.command(function.__name__.rstrip("_"))(guarded)
+
+
+def _complete(options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """The edit options with those of --config and --like where nothing was said on the command line."""
+    if options["video"] and not (options["config"] or options["like"]):
+        return options
+    from flows.options import completed
+
+    sources = {name: context.get_parameter_source(name) for name in options}
+    said = frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
+    return completed(options, said, open_store)
 
 
 def inspection(function: Callable[..., None]) -> Callable[..., None]:
@@ -239,7 +299,10 @@ EngineOption = Annotated[str, typer.Option(help="Who walks the stages: auto, pre
 @command
 def run(
     plan: "Plan",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The video to write.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The clip: .mp4, .mov, .mkv, .webm, .gif, .webp, or a folder of PNGs."),
+    ] = None,
     engine: EngineOption = "auto",
     detach: Annotated[
         bool, typer.Option("--detach", help="Hand the run to a worker and return: see tf up, tf watch, tf cancel.")
@@ -369,6 +432,52 @@ def eval_(
         stdout.print(f"  {sentence}")
     for file in files.values():
         print(file)
+
+
+@command
+def sweep(
+    given: dict[str, Any],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text file with a prompt on each line, beside any --prompt.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=V,V…", help="Values of an option to try, or of an editor's: pnp.attention=0.3,0.5."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The folder; VIDEO-sweep without it.")
+    ] = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Only say what would be shared and computed.")] = False,
+    clip_model: Annotated[
+        str | None, typer.Option(metavar="ID|DIR", help="A CLIP model, to score text alignment and consistency.")
+    ] = None,
+    flow: Annotated[str, typer.Option(help="Optical flow where the true one is unknown: auto, raft or dis.")] = "auto",
+    engine: EngineOption = "direct",
+    as_json: JsonOption = False,
+) -> None:
+    """Edit a video in every combination of prompts and settings, and lay them side by side to choose from."""
+    from flows.run_sweep import plan_sweep, run_sweep
+    from flows.terminal import Bars, say, stdout, sweep_plan_table, sweep_table
+
+    planned = plan_sweep(given, _changed(given), prompts, grid or (), open_store(given["store"]))
+    if only_plan:
+        if as_json:
+            print_json(planned.to_json())
+            return
+        stdout.print(sweep_plan_table(planned.ahead))
+        print(planned.ahead.sentence())
+        return
+    with Bars() as bars:
+        swept = run_sweep(planned, output, {"flow": flow, "clip_model": clip_model}, _checked_engine(engine), say, bars)
+    if as_json:
+        print_json(swept.to_json())
+    else:
+        stdout.print(sweep_table(swept))
+        for file in swept.files.values():
+            print(file)
+    if swept.failed:
+        say(f"{len(swept.failed)} of {len(swept.edits)} edits could not be made; the page says why")
+        raise SystemExit(1)
 
 
 def _changed(given: dict[str, Any]) -> list[str]:
@@ -569,15 +678,22 @@ def explain(
 @command
 def export(
     key: Annotated[str, typer.Argument(metavar="KEY|RUN", help="The first digits of an edit's key, or a run.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The video to write.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The clip: .mp4, .mov, .mkv, .webm, .gif, .webp, or a folder of PNGs."),
+    ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(metavar="FILE.zip", help="Write the run and all it needs, for tf pull --from FILE.zip."),
     ] = None,
+    codec: CodecOption = None,
+    quality: QualityOption = None,
+    pixel_format: PixelFormatOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write an edit that is in the store as a video, or a run as a bundle for a colleague without access."""
+    from flows.config import make_runtime
     from flows.export import export_key
     from store.errors import InputError
 
@@ -586,7 +702,8 @@ def export(
         return
     if output is None or bundle:
         raise InputError("name one thing to write: a video with -o, or a bundle with --bundle")
-    written = export_key(open_store(store), key, output)
+    encoding = make_runtime(codec=codec, quality=quality, pixel_format=pixel_format).encoding
+    written = export_key(open_store(store), key, output, encoding)
     if as_json:
         print_json(written.model_dump(mode="json"))
     else:
@@ -861,19 +978,24 @@ def _detach(plan: "Plan", output: Path | None, as_json: bool) -> None:
 def _performed(name: str, plan: "Plan", output: Path | None, engine: str) -> "Result":
     """Run an edit or a preview with progress on stderr."""
     import flows.run
-    from flows.engine import Wanted
     from flows.terminal import Bars, say
+
+    for note in plan.notes:
+        say(note)
+    with Bars() as bars:
+        result: Result = getattr(flows.run, name)(plan, output, _checked_engine(engine), bars)
+    for note in result.notes:
+        say(note)
+    return result
+
+
+def _checked_engine(engine: str) -> Any:
+    from flows.engine import Wanted
     from store.errors import InputError
 
     if engine not in get_args(Wanted):
         raise InputError(f"--engine {engine!r}: have {', '.join(get_args(Wanted))}")
-    for note in plan.notes:
-        say(note)
-    with Bars() as bars:
-        result: Result = getattr(flows.run, name)(plan, output, engine, bars)
-    for note in result.notes:
-        say(note)
-    return result
+    return engine
 
 
 def _print_result(result: "Result", as_json: bool, **more: Any) -> None:
@@ -923,7 +1045,7 @@ def main() -> None:
         code = app(prog_name="tf", standalone_mode=False)
     except TyperException as error:
         raise SystemExit(_usage(error)) from None
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):  # typer's own answer, and what comes before typer listens
         code = 130
     except SystemExit as ended:
         if ended.code in (130, 143) and "prefect" in sys.modules:
@@ -931,7 +1053,7 @@ def main() -> None:
 
             leave(ended.code)
         raise
-    if code == 130:  # typer's own answer to a signal outside of a command's work: nothing was said yet
+    if code == 130:  # a signal outside of a command's work: nothing was said yet
         from store.errors import Terminated
 
         code = explained(Terminated() if terminated else KeyboardInterrupt())

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from stages.diffusion.choices import Blend, Solver
+from stages.diffusion.choices import Blend, Placement, Solver
+from stages.media.encoding import QUALITY, Codec, Encoding
 from store.errors import InputError
 from store.guard import CONTROLS
 from store.schemas import Frozen
@@ -25,8 +26,10 @@ SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+MASK_FROM = r"cross-attention:.*\S.*"
 MOST_PROMPTS = 100  # of one run: each is an edit of the whole video
 
+REPEATED = {"--prompts": "--prompt", "--loras": "--lora", "--embeddings": "--embedding"}  # given once for each value
 FORM_BEGINS = ("video", "prompts", "model", "preset", "source_prompt", "size", "frames", "editor", "guidance_scale",
                "negative_prompt")  # fmt: skip
 OF_PRESETS = frozenset(option for options in PRESETS.values() for option in options)
@@ -83,6 +86,17 @@ class EditConfig(Frozen):
     model: str = Field(
         "pocket", title="Model", description="'pocket', a diffusers folder, a .safetensors file or a hub id"
     )
+    loras: tuple[str, ...] = Field(
+        (), title="LoRAs", description="each FILE.safetensors or FILE.safetensors:WEIGHT, on top of the model",
+        max_length=16,
+    )  # fmt: skip
+    embeddings: tuple[str, ...] = Field(
+        (), title="Embeddings", description="textual inversion, each FILE.safetensors or FILE.safetensors:TOKEN",
+        max_length=64,
+    )  # fmt: skip
+    prompt_weighting: bool = Field(
+        False, title="Prompt weighting", description="read (words)1.3, words++ and long prompts as compel does"
+    )
     source_prompt: str = Field("", title="Source prompt", description="what the video shows; may be empty")
     frames: str | None = Field(
         None, title="Frames", description="START:STOP or START:STOP:STEP, such as 0:40; all without it",
@@ -122,14 +136,41 @@ class EditConfig(Frozen):
         1, title="Feature reuse", description="every how many steps deep features are computed anew", ge=1, le=10
     )
     negative_prompt: str = Field("", title="Negative prompt", description="what to keep away from")
+    mask: Path | None = Field(
+        None, title="Mask", description="a picture, a folder of pictures or a video: white is edited, black is kept"
+    )
+    mask_from: str | None = Field(
+        None, title="Mask from", description="cross-attention:WORD of the source prompt: what it names is edited",
+        json_schema_extra={"pattern": MASK_FROM, "examples": ["cross-attention:dog"]},
+    )  # fmt: skip
+    mask_feather: int | None = Field(
+        None, title="Mask feather", description="width of the mask's soft edge in pixels; a latent's without it", ge=0,
+        le=512,
+    )  # fmt: skip
     keyframe_interval: int = Field(8, title="Keyframe interval", description="frames per keyframe", ge=1, le=64)
     keyframe_offsets: int = Field(
         2, title="Keyframe offsets", description="places in an interval a keyframe may have", ge=1, le=64
+    )
+    cuts: str = Field(
+        "auto", title="Cuts", description="auto, none, or frames at which a new shot begins, such as 12,48; no frame "
+        "follows a keyframe of another shot",
+        json_schema_extra={"pattern": r"^(auto|none|\d+(,\d+)*)$", "examples": ["auto", "12,48"]},
+    )  # fmt: skip
+    keyframe_placement: Placement = Field(
+        "interval", title="Keyframe placement", description="interval, or adaptive: shorter intervals where more moves"
     )
     attended_keyframes: int = Field(
         8, title="Attended keyframes", description="beyond so many, not all attend to all", ge=1, le=4096
     )
     blend: Blend = Field("linear", title="Blend", description="how two keyframes are mixed")
+    deflicker: float = Field(
+        0.0, title="Deflicker", description="how far patches of the picture are drawn to their keyframes' colours; 0: "
+        "not at all", ge=0, le=1,
+    )  # fmt: skip
+    match_colours: float = Field(
+        0.0, title="Match colours", description="how far pictures are moved to the source's colours on the whole; 0: "
+        "not at all", ge=0, le=1,
+    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -144,6 +185,30 @@ class EditConfig(Frozen):
             raise ValueError(f"no preset {name!r}; have {', '.join(PRESETS)}")
         return PRESETS[name] | options
 
+    def anywhere(self) -> EditConfig:
+        """The same with paths that are understood from any folder."""
+        from stages.backbones.adapters import absolute  # which imports torch: whoever asks has a plan, and torch
+
+        paths = {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)}
+        return self.model_copy(
+            update={name: path.absolute() for name, path in paths.items()}
+            | {name: tuple(absolute(text) for text in getattr(self, name)) for name in ("loras", "embeddings")}
+        )
+
+    @property
+    def mask_words(self) -> str:
+        """The words whose attention is the mask."""
+        assert self.mask_from is not None, "a mask is found by words"
+        return self.mask_from.partition(":")[2].strip()
+
+    @model_validator(mode="after")
+    def _one_mask(self) -> EditConfig:
+        if self.mask is not None and self.mask_from is not None:
+            raise ValueError("--mask and --mask-from both say what is edited; leave one out")
+        if self.mask_from is not None and not re.fullmatch(MASK_FROM, self.mask_from):
+            raise ValueError(f"--mask-from {self.mask_from!r} is not cross-attention:WORD, such as cross-attention:dog")
+        return self
+
     @model_validator(mode="after")
     def _guidance_in_order(self) -> EditConfig:
         if self.guidance_start > self.guidance_stop:
@@ -152,7 +217,7 @@ class EditConfig(Frozen):
 
 
 class RuntimeConfig(Frozen):
-    """Where it runs, how much at once, and what is kept."""
+    """Where it runs, how much at once, what is kept, and what clips are written as."""
 
     model_config = ConfigDict(json_schema_extra=plain_fields)
 
@@ -175,6 +240,21 @@ class RuntimeConfig(Frozen):
         max_length=500,
     )  # fmt: skip
     token_budget: int = Field(8 << 30, title="Token budget", description="bytes of tokens that may be kept", ge=0)
+    codec: Codec | None = Field(
+        None, title="Codec", description="of the clip; what the ending of its name stands for without it"
+    )
+    quality: int | None = Field(
+        None, title="Quality", description=f"of the clip, 0 to 100 for every codec; {QUALITY} without it", ge=0, le=100
+    )
+    pixel_format: str | None = Field(
+        None, title="Pixel format", description="of the clip, such as yuv444p; what most players show without it",
+        max_length=20,
+    )  # fmt: skip
+
+    @property
+    def encoding(self) -> Encoding:
+        """What clips are written as."""
+        return Encoding(codec=self.codec, quality=self.quality, pixel_format=self.pixel_format)
 
 
 def parse_bytes(text: str, option: str = "--token-budget") -> int:
@@ -245,7 +325,7 @@ def _checked(kind: type[Config], given: dict[str, Any]) -> Config:
         if not first["loc"]:  # of options that do not go together
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        option = {"--editor-settings": "--set", "--prompts": "--prompt"}.get(option, option)
+        option = {"--editor-settings": "--set", **REPEATED}.get(option, option)
         raise InputError(f"{option} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 

@@ -21,6 +21,7 @@ from .edit import edit_one
 from .places import store_at
 from .plan import Node, Plan
 from .prepare import prepare
+from .shots import written_cuts
 from .tasks import Quiet, Session, Step
 from .videos import KnownVideo
 
@@ -47,14 +48,15 @@ def given(plan: Plan) -> dict[str, Any]:
     """All that a worker has to know of a run: small, plain JSON, and no secret."""
     import torch
 
-    # The device is decided where the run is: workers that decide for themselves might disagree.
+    # The device and the cuts are decided where the run is: workers that decide for themselves might disagree.
     runtime = plan.runtime.model_copy(update={"device": plan.device, "runner": "here", "address": None})
+    cuts = written_cuts(plan.match.spec.cuts, plan.decode.spec)
     return {
         "threads": torch.get_num_threads(),  # the last bits of a sum depend on how many there are
-        "config": plan.config.model_dump(mode="json"),
+        "config": plan.config.model_copy(update={"cuts": cuts}).model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
         "store": plan.store.place,
-        "video": KnownVideo(key=plan.video_key, info=plan.video).model_dump(mode="json"),
+        "video": KnownVideo(key=plan.video_key, info=plan.video, mask_key=plan.mask_key).model_dump(mode="json"),
     }
 
 
@@ -118,6 +120,10 @@ class PartSession(Session):
         prepared, plan = prepare(self), self.plan
         steps = {plan.invert.key.hex: prepared.latents, plan.match.key.hex: prepared.field}
         steps[plan.extract.key.hex] = prepared.tokens if plan.keeps_tokens else prepared.field
+        if plan.mask is not None and prepared.mask is not None:
+            steps[plan.mask.key.hex] = prepared.mask
+        if plan.noise is not None and prepared.noise is not None:
+            steps[plan.noise.key.hex] = prepared.noise
         for keyframes, edited in plan.edits:
             steps[keyframes.key.hex], steps[edited.key.hex] = edit_one(self, prepared, keyframes, edited)
         return steps[node.key.hex]

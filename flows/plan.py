@@ -19,13 +19,17 @@ from stages import (
     edit_keyframes,
     editors,
     extract_tokens,
+    find_masks,
+    invert_ddpm,
     invert_frames,
     match_tokens,
     propagate_tokens,
+    read_masks,
 )
 from stages.backbones.layout import ModelLayout
 from stages.diffusion.chunks import FRAMES_PER_BLOCK
 from stages.diffusion.ddim import inversion_timesteps, timesteps
+from stages.diffusion.keyframes import adaptive_starts
 from stages.editing.resuming import STATES_KEPT
 from stages.media.video import choose_size, parse_frames
 from store.artifact import Artifact
@@ -37,7 +41,9 @@ from store.store import Store
 
 from .config import EditConfig, RuntimeConfig
 from .controls import Control, find_annotator, find_control
-from .models import ModelFiles, find_model, geometry_of, layout_of
+from .masks import mask_key, mask_recipe
+from .models import ModelFiles, adapters_of, find_model, geometry_of, layout_of
+from .shots import SeenClip, parse_cuts, written_cuts
 from .videos import KnownVideo
 
 STAGES: Mapping[str, Any] = {
@@ -48,7 +54,12 @@ STAGES: Mapping[str, Any] = {
     "edit_keyframes": edit_keyframes,
     "propagate_tokens": propagate_tokens,
 }
-STAGES_BESIDE: Mapping[str, Any] = {"control_frames": control_frames}
+STAGES_BESIDE: Mapping[str, Any] = {
+    "control_frames": control_frames,
+    "invert_ddpm": invert_ddpm,
+    "read_masks": read_masks,
+    "find_masks": find_masks,
+}
 """Stages that not every run has."""
 GUIDANCE_SCALE = 7.5  # as in the paper, where neither the user nor the model says otherwise
 
@@ -77,9 +88,11 @@ class Plan:
         self._found: dict[str, Artifact] = {}
         known = video or KnownVideo.of(config.video, store)
         self.video, self.video_key = known.info, known.key
-        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle)
+        self.mask_key = known.mask_key or mask_key(config, store)
+        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
+        self.size = (size.width, size.height)
         self.notes += [*self.video.notes, *([size.sentence] if size.sentence else [])]
         if self.model.pickled:
             self.notes.append(
@@ -121,6 +134,7 @@ class Plan:
             extract_tokens.Spec(prompt=config.source_prompt),
             {"latents": self.invert.key.hex, "model": self.model.key},
         )
+        cuts = self._cuts()
         self.match = self._node(
             "match_tokens",
             match_tokens.Spec(
@@ -128,14 +142,19 @@ class Plan:
                 keyframe_offsets=min(config.keyframe_offsets, config.keyframe_interval),
                 blend=config.blend,
                 seed=config.seed,
+                cuts=cuts,
+                interval_starts=self._interval_starts(cuts),
             ),
             {"tokens": self.extract.key.hex},
         )
+        recipe = mask_recipe(self, geometry.multiple)
+        self.mask = self._node(*recipe) if recipe else None
         advised = self.model.advice.guidance_scale
         self.guidance_scale = next(
             scale for scale in (config.guidance_scale, advised, GUIDANCE_SCALE) if scale is not None
         )
         editor = editors.choose(config.editor, self._editor_settings())
+        self.noise = self._noise()
         self.controls = ControlPlan(self)
         self.edits = [self._edit(prompt, editor) for prompt in dict.fromkeys(config.prompts)]
 
@@ -148,7 +167,8 @@ class Plan:
     @property
     def nodes(self) -> list[Node]:
         """All artifacts, in DAG order."""
-        prepared = [self.decode, *self.controls.nodes, self.invert, self.extract, self.match]
+        beside = [node for node in (self.noise, self.mask) if node]
+        prepared = [self.decode, *self.controls.nodes, self.invert, self.extract, self.match, *beside]
         return [*prepared, *(node for pair in self.edits for node in pair)]
 
     @cached_property
@@ -182,6 +202,11 @@ class Plan:
             return control_frames.outputs(node.spec, frames=frames)
         if node.stage == "invert_frames":
             return latents
+        if node is self.noise:
+            return invert_ddpm.outputs(node.spec, latents=latents, layout=self.layout)
+        if node is self.mask:
+            masks: Schema = STAGES_BESIDE[node.stage].outputs(node.spec, frames=frames)
+            return masks
         if node.stage == "extract_tokens":
             return extract_tokens.outputs(node.spec, latents=latents, layout=self.layout, keep_tokens=self.keeps_tokens)
         field = match_tokens.outputs(self.match.spec, latents=latents, layout=self.layout)
@@ -282,14 +307,17 @@ class Plan:
     def units(self, node: Node) -> int:
         """Units of work of a node, for progress: UNet passes of one frame and branch, or blocks."""
         frames, steps = self.frames, len(self.timesteps)
+        if node.stage == "find_masks":
+            trained = self.layout.schedule.num_train_timesteps
+            return frames * len(find_masks.steps_read(self.timesteps, trained))
         if node.stage == "decode_frames":
             return -(-frames // decode_frames.frames_per_block(node.spec)) + 2
         if node.stage == "invert_frames":
             checked = len(invert_frames.checked_frames(frames))
             return frames * int(node.spec.num_inversion_steps) * int(node.spec.evaluations) + checked * steps
-        if node.stage == "control_frames":
+        if node.stage in ("control_frames", "read_masks"):
             return -(-frames // FRAMES_PER_BLOCK)
-        if node.stage in ("extract_tokens", "match_tokens"):
+        if node.stage in ("extract_tokens", "match_tokens", "invert_ddpm"):
             return frames * steps
         support = len(self.schema(self.match).coordinates["support"])
         edit = self._keyframes_of(node)
@@ -309,7 +337,7 @@ class Plan:
         drawn = match_tokens.drawn_keyframes(matched, self.frames, steps)
         support = self.schema(self.match).coordinates["support"]
         each = [
-            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes)
+            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes, matched.cuts)
             for piece in pieces
         ]
         passed = [sum(rows) for rows in zip(*each, strict=True)]
@@ -344,9 +372,37 @@ class Plan:
             return [self.invert]
         if node.stage == "match_tokens":
             return [self.extract] if self.keeps_tokens else [self.invert, self.extract]
+        if node.stage == "read_masks":
+            return [self.decode]
+        if node.stage in ("find_masks", "invert_ddpm"):
+            return [self.invert]
+        source += [node for node in (self.noise, self.mask) if node]
         if node.stage == "edit_keyframes":
             return source
-        return [*source, next(keyframes for keyframes, edit in self.edits if edit is node)]
+        frames = [self.decode] if node.spec.match_colours else []
+        return [*frames, *source, next(keyframes for keyframes, edit in self.edits if edit is node)]
+
+    def _cuts(self) -> tuple[int, ...]:
+        """The frames of the clip at which a new shot begins, as they were asked for; what was found is said."""
+        asked, spec = self.config.cuts, self.decode.spec
+        if asked == "none":
+            return ()
+        if asked != "auto":
+            return parse_cuts(asked, spec, self.expected_frames)
+        cuts = SeenClip(spec, self.decode.key, self.source, self.store).cuts()
+        if cuts:
+            self.notes.append(
+                f"{len(cuts) + 1} shots: new ones begin at {written_cuts(cuts, spec)}; if not so, say --cuts none, or "
+                "at which frames"
+            )
+        return cuts
+
+    def _interval_starts(self, cuts: tuple[int, ...]) -> tuple[int, ...]:
+        """Where keyframe intervals begin, if it is not every so many frames."""
+        if self.config.keyframe_placement == "interval":
+            return ()
+        motion = SeenClip(self.decode.spec, self.decode.key, self.source, self.store).motion()
+        return tuple(adaptive_starts(motion, cuts, self.config.keyframe_interval))
 
     def _edit(self, prompt: str, editor: editors.EditorChoice) -> tuple[Node, Node]:
         config = self.config
@@ -364,21 +420,35 @@ class Plan:
                 attended_keyframes=config.attended_keyframes,
             ),
             {
-                "latents": self.invert.key.hex,
+                "latents": (self.noise or self.invert).key.hex,
                 "tokens": self.extract.key.hex,
                 "field": self.match.key.hex,
                 "model": self.model.key,
                 **self.controls.inputs,
+                **({"mask": self.mask.key.hex} if self.mask else {}),
             },
             prompt,
         )
         return keyframes, self._node(
-            "propagate_tokens", propagate_tokens.Spec(), {"keyframe_edit": keyframes.key.hex}, prompt
+            "propagate_tokens",
+            propagate_tokens.Spec(deflicker=config.deflicker, match_colours=config.match_colours),
+            {"keyframe_edit": keyframes.key.hex},
+            prompt,
         )
 
     def _node(self, stage: str, spec: Frozen, inputs: dict[str, str], prompt: str | None = None) -> Node:
         version = {**STAGES, **STAGES_BESIDE}[stage].VERSION
         return Node(stage, spec, ArtifactKey.of(stage, version, spec, inputs), prompt)
+
+    def _noise(self) -> Node | None:
+        """The latents that the editor wants in the place of invert_frames' own, where it does."""
+        config = self.config
+        if editors.inversion(config.editor) is None:
+            return None
+        if config.solver != "ddim":
+            raise InputError(f"--editor {config.editor} takes DDPM steps: leave out --solver {config.solver}")
+        spec = invert_ddpm.Spec(prompt=config.source_prompt, num_steps=config.steps, seed=config.seed)
+        return self._node("invert_ddpm", spec, {"latents": self.invert.key.hex, "model": self.model.key})
 
     def _editor_settings(self) -> dict[str, Any]:
         advised = self.model.advice.editors.get(self.config.editor, {})

@@ -1,4 +1,7 @@
-"""Decode → invert → extract → match: nothing here sees the edit prompt, so every prompt on a known video shares it."""
+"""Decode → invert → extract → match: nothing here sees the edit prompt, so every prompt on a known video shares it.
+
+So is the mask of a local edit, where there is one.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages import control_frames, decode_frames, extract_tokens, invert_frames, match_tokens
+from stages import (
+    control_frames,
+    decode_frames,
+    extract_tokens,
+    find_masks,
+    invert_ddpm,
+    invert_frames,
+    match_tokens,
+    read_masks,
+)
 from store.artifact import Artifact
 from store.schemas import Blocks
 
@@ -26,6 +38,8 @@ class Prepared:
     tokens: Step
     field: Step
     controls: list[Step]  # per ControlNet its control images
+    mask: Step | None
+    noise: Step | None  # latents that the editor wants in the place of `latents`
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,44 @@ def prepare(session: Session) -> Prepared:
     else:  # all tokens would not fit the budget: they are matched one timestep at a time, and never touch the disk
         field = session.fused(plan.match, plan.extract, match_as_extracted, latents=latents)
     controls = {node.key.hex: control(node) for node in plan.controls.nodes}
-    return Prepared(frames, latents, tokens, field, [controls[node.key.hex] for node in plan.controls.shown])
+    shown = [controls[node.key.hex] for node in plan.controls.shown]
+    return Prepared(frames, latents, tokens, field, shown, _mask(session, frames, latents), _noise(session, latents))
+
+
+def _mask(session: Session, frames: Step, latents: Step) -> Step | None:
+    """The mask's artifact; None where everything is edited."""
+    plan, node = session.plan, session.plan.mask
+    if node is None:
+        return None
+
+    def read(part: range, frames: Artifact) -> Blocks:
+        assert plan.config.mask is not None, "a mask is read from somewhere"
+        aspect = plan.video.width / plan.video.height
+        count = frames["rgb"].shape[0]
+        masks = read_masks.run(node.spec, part, frames=count, mask=plan.config.mask, aspect=aspect)
+        return counted(masks, session.progress)
+
+    def find(part: range, latents: Artifact) -> Blocks:
+        return find_masks.run(
+            node.spec, part, latents=latents, timesteps=plan.timesteps,
+            trained=plan.layout.schedule.num_train_timesteps, backbone=session.backbone,
+        )  # fmt: skip
+
+    if node.stage == "read_masks":
+        return session.stage(node, read, frames=frames)
+    return session.stage(node, find, prompts=(node.spec.prompt,), latents=latents)
+
+
+def _noise(session: Session, latents: Step) -> Step | None:
+    """The latents of an editor that has an inversion of its own; None for all others."""
+    plan, node = session.plan, session.plan.noise
+    if node is None:
+        return None
+
+    def invert(part: range, latents: Artifact) -> Blocks:
+        return invert_ddpm.run(node.spec, part, latents=latents, timesteps=plan.timesteps, backbone=session.backbone)
+
+    return session.stage(node, invert, prompts=(node.spec.prompt,), latents=latents)
 
 
 def prepare_all(session: Session) -> list[Artifact]:

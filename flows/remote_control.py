@@ -87,7 +87,7 @@ def detach(plan: Plan, output: Path | None) -> tuple[FlowRun, list[str]]:
     """
     from flows.run import clip_files
 
-    config = plan.config.model_copy(update={"video": plan.config.video.absolute()})
+    config = plan.config.anywhere()
     files = clip_files(plan, output)
     target = (output or (files[0] if len(files) == 1 else Path(f"{config.video.stem}.mp4"))).absolute()
     parameters = {

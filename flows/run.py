@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stages.media.export import VERSION, Written
 from store.artifact import Artifact
@@ -16,13 +16,16 @@ from store.store import Store
 
 from .edit import edit, preview
 from .engine import Wanted, choose_engine, run_with_prefect
-from .export import check_outputs, check_pictures, export_edit, output_files, preview_sheet
+from .export import check_outputs, check_pictures, clip_hash, export_edit, output_files, preview_sheet
 from .plan import Plan
 from .prepare import prepare_all
 from .remarks import remarks
 from .runtime import check_device
 from .sidecar import Sidecar, check_sidecar_place, written_sidecar
 from .tasks import Progress, Quiet, Session, Use
+
+if TYPE_CHECKING:
+    import xarray
 
 FlowName = Literal["prepare-video", "preview-video", "edit-video"]
 Work = Callable[[Session], list[Artifact]]
@@ -44,6 +47,22 @@ class Result:
     store: str
     run: str | None = None
 
+    def artifact(self, stage: str, prompt: str | None = None) -> Artifact:
+        """What a stage made, or was found to have made; of an edit's stages the first prompt's, or that of `prompt`.
+
+        raises   InputError where the run used no such artifact
+        """
+        for use in self.uses:
+            if use.node.stage == stage and (prompt is None or use.node.prompt == prompt):
+                return use.artifact
+        have = ", ".join(dict.fromkeys(use.node.stage for use in self.uses))
+        of_prompt = f" of the prompt {prompt!r}" if prompt is not None else ""
+        raise InputError(f"the run used no artifact {stage!r}{of_prompt}; it has those of {have}")
+
+    def dataset(self, stage: str, prompt: str | None = None) -> xarray.Dataset:
+        """The same as a lazy xarray Dataset with named dimensions and labelled coordinates."""
+        return self.artifact(stage, prompt).dataset()
+
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of `tf run --json`."""
         stages = [
@@ -64,13 +83,13 @@ class Result:
 
 def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress: Progress | None = None) -> Result:
     """Edit the video once per prompt, and write the clips with their sidecars."""
-    return edited(plan, clip_files(plan, output), _by(engine), progress)
+    return edited(plan, clip_files(plan, output), walked_by(engine), progress)
 
 
 def clip_files(plan: Plan, output: Path | None) -> list[Path]:
     """Where each prompt's clip goes; InputError, before anything is computed, where it could not be written."""
     files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, ".mp4")
-    check_outputs(files, plan.source)
+    check_outputs(files, plan.source, plan.runtime.encoding, plan.size)
     for file in files:
         check_sidecar_place(file)
     return files
@@ -109,7 +128,7 @@ def run_preview(plan: Plan, output: Path | None, engine: Wanted = "auto", progre
     """Edit the keyframes alone, once per prompt, and write them as pictures."""
     files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, "-preview.png")
     check_pictures(files, plan.config.video)
-    return previewed(plan, files, _by(engine), progress)
+    return previewed(plan, files, walked_by(engine), progress)
 
 
 def previewed(plan: Plan, files: list[Path], walker: Walker, progress: Progress | None = None) -> Result:
@@ -129,12 +148,18 @@ def previewed(plan: Plan, files: list[Path], walker: Walker, progress: Progress 
 
 def _exported(plan: Plan, edit: Artifact, frames: Artifact, file: Path) -> Written:
     """The clip written to `file`, unless these very bytes are already there."""
-    what = f"export {VERSION} {edit.digest} {frames.digest} {plan.video_key} {file.absolute()}"
+    encoding = plan.runtime.encoding
+    what = (
+        f"export {VERSION} {edit.digest} {frames.digest} {plan.video_key} {file.absolute()} "
+        f"{encoding.model_dump_json()} {plan.source is not None}"
+    )
     kept = plan.store.recall(what)
-    if isinstance(kept, dict) and file.is_file() and plan.store.file_hash(file) == kept["blake3"]:
+    if isinstance(kept, dict) and file.exists() and clip_hash(plan.store, file) == kept["blake3"]:
         return Written.model_validate(kept["written"])
-    written = export_edit(edit, frames, file, step=plan.decode.spec.step, source=plan.source)
-    plan.store.remember(what, {"blake3": plan.store.file_hash(file), "written": written.model_dump(mode="json")})
+    written = export_edit(
+        edit, frames, file, step=plan.decode.spec.step, source=plan.source, encoding=encoding
+    )  # fmt: skip
+    plan.store.remember(what, {"blake3": clip_hash(plan.store, file), "written": written.model_dump(mode="json")})
     return written
 
 
@@ -174,7 +199,7 @@ def _walk(
     return session, walker(session, work, name, bool(missing))
 
 
-def _by(engine: Wanted) -> Walker:
+def walked_by(engine: Wanted) -> Walker:
     """Walked by an engine where there is something to compute."""
 
     def walk(session: Session, work: Work, name: FlowName, work_to_do: bool) -> list[Artifact]:
@@ -215,7 +240,7 @@ def _result(
 
 def _saved(plan: Plan, result: Result, command: str) -> str:
     """Have the store remember a run, its paths such as any folder understands; returns its id."""
-    config = plan.config.model_copy(update={"video": plan.config.video.absolute()})
+    config = plan.config.anywhere()
     answer = result.to_json()
     for output in answer["outputs"]:
         output["file"] = str(Path(output["file"]).absolute())

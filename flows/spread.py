@@ -34,6 +34,11 @@ from stages.diffusion.checks import NonFiniteLatents
 from store.errors import InputError, SchemaError, SilentPlaceError, StoreError, StorePlaceError, TokenflowError
 from store.parts import adopt_part
 
+READ_HERE = (
+    "decode_frames",
+    "control_frames",
+    "read_masks",
+)  # stages that read files which only this machine is known to have
 TRIES = 3  # for a part whose files are lost or damaged on their way
 SECONDS_BETWEEN_LOOKS = 3  # of a worker, at whether the run is over
 ERRORS: dict[str, type[TokenflowError]] = {
@@ -49,7 +54,7 @@ def spread_engine(walk: Walk) -> Iterator[PrefectEngine]:
     raises    InputError as `flows.clusters.cluster`, and where workers cannot reach the run's Prefect API
     """
     plan = walk.session.plan
-    if all(node is plan.decode for node in plan.to_compute()):
+    if all(node.stage in READ_HERE for node in plan.to_compute()):
         yield PrefectEngine(walk)
         return
     api = _api()
@@ -88,8 +93,8 @@ class SpreadEngine(PrefectEngine):
         self.there, self.api = there, api
 
     def work(self, node: Node, parts: list[range], do: Callable[[range], None]) -> None:
-        """Have all parts done; those of decoding and of control images here, where the files are."""
-        if node.stage in ("decode_frames", "control_frames"):
+        """Have all parts done; those that read the user's files here, where these are."""
+        if node.stage in READ_HERE:
             super().work(node, parts, do)
             return
         for draft in self.walk.session.open_drafts.values():

@@ -123,7 +123,7 @@ def _again(plan: Plan, clips: Sequence[Path]) -> list[str]:
     """The commands that make the same run, or the same clips from what lies beside them."""
     if not plan.config.prompts:
         return []
-    config = plan.config.model_copy(update={"video": plan.config.video.absolute()}) if plan.source else plan.config
+    config = plan.config.anywhere() if plan.source else plan.config
     commands = [run_command(config, plan.store.place, runtime=plan.runtime, wrapped=True)]
     sidecars = [sidecar_file(clip) for clip in clips if sidecar_file(clip).is_file()]
     commands += [shlex.join(["tf", "reproduce", str(file), "--store", plan.store.place]) for file in sidecars]

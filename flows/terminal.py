@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from store.summaries import Summary
 
     from .doctor import Finding
+    from .grid import Forecast
     from .listing import Video
     from .plan import Node, Plan
+    from .sweep import Swept
     from .tasks import Use
 
 PIPE_COLUMNS = 200  # where nobody's window limits a table
@@ -134,6 +136,32 @@ def stage_table(uses: Sequence[Use]) -> Table:
         seconds = "–" if use.hit else f"{use.seconds:.1f}"
         key, prompt = use.node.key.hex[:12], use.node.prompt or ""
         table.add_row(use.node.stage, done, key, prompt, seconds, human_bytes(use.artifact.nbytes))
+    return table
+
+
+def sweep_plan_table(ahead: Forecast) -> Table:
+    """What a sweep needs of each stage: artifacts, each counted once, and those that would be computed."""
+    table = Table("stage", box=None, pad_edge=False)
+    for name in ("artifacts", "to compute"):
+        table.add_column(name, justify="right")
+    for stage, (artifacts, compute) in ahead.stages.items():
+        table.add_row(stage, str(artifacts), str(compute))
+    return table
+
+
+def sweep_table(swept: Swept) -> Table:
+    """The edits of a sweep with their scores."""
+    from .scores import columns
+
+    measured = columns([each.scores for each in swept.edits])
+    table = Table("", "prompt", "setting", "", box=None, pad_edge=False)
+    for name in measured:
+        table.add_column(name.replace("_", " "), justify="right")
+    for each in swept.edits:
+        setting = " · ".join(f"{name} {value}" for name, value in each.combination.choice.items())
+        how = "failed" if each.fault else "computed" if each.computed else "reused"
+        scores = [f"{each.scores[name]:.3f}" if name in each.scores else "–" for name in measured]
+        table.add_row(str(each.combination.number), each.combination.prompt, setting, how, *scores)
     return table
 
 

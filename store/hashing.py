@@ -51,6 +51,12 @@ def folder_hash(folder: Path | str, files: Iterable[str | Path], remembered: Pat
     return blake3(json.dumps(pairs, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
+def sequence_hash(files: Iterable[Path], remembered: Path | None = None) -> str:
+    """blake3 over the hashes of `files` in their order, whatever they are called; of a single one its own hash."""
+    hashes = [file_hash(file, remembered) for file in files]
+    return hashes[0] if len(hashes) == 1 else blake3("\n".join(hashes).encode()).hexdigest()
+
+
 def payload_hash(path: Path) -> str:
     """blake3 of a file, hashed by several threads where it is large.
 

@@ -16,16 +16,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
-from pydantic_core import from_json
 
 from store import hashing, leases
 from store.artifact import Artifact
 from store.errors import FullPlaceError, InputError, StoreError, StorePlaceError
-from store.guard import Refused, check_bulk, read_small
+from store.guard import Refused, read_small
+from store.index import Index
 from store.keys import ArtifactKey
 from store.layout import (
     FORMAT,
@@ -41,7 +42,7 @@ from store.layout import (
 from store.records import Explanation, Record, changed_files, fault, read_record
 from store.runs import read_run
 from store.schemas import Schema
-from store.summaries import Summary, is_key, read_summary
+from store.summaries import Summary, is_key
 
 if TYPE_CHECKING:
     from store.draft import Draft
@@ -69,6 +70,7 @@ class Store:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).expanduser().absolute()
         self.layout = Layout(self.root)
+        self._indices: dict[str, Index] = {}
         self._open()
 
     def __repr__(self) -> str:
@@ -160,14 +162,11 @@ class Store:
 
     def summaries(self, stage: str | None = None) -> Iterator[Summary]:
         """Like `records`, without their lists of files: for thousands of them, and never a reason to open an object."""
-        for path in self.record_files(stage):
-            try:
-                summary = read_summary(path)
-            except StoreError as error:
-                log.warning("%s", error)
-                continue
-            if summary:
-                yield summary
+        unreadable: list[StoreError] = []
+        for name, paths in groupby(self.record_files(stage), lambda path: path.parent.name):
+            yield from self._index(name).summaries(paths, unreadable)
+        for error in unreadable:
+            log.warning("%s", error)
 
     def record_files(self, stage: str | None = None) -> list[Path]:
         """Where the records lie, damaged ones too."""
@@ -361,6 +360,10 @@ class Store:
         """blake3 of the named files of a folder and of their names: the identity of a model."""
         return hashing.folder_hash(folder, files, self.layout.hashes)
 
+    def sequence_hash(self, files: Iterable[Path]) -> str:
+        """blake3 of files in their order, their names left out: the identity of pictures that follow each other."""
+        return hashing.sequence_hash(files, self.layout.hashes)
+
     def remembered(self, what: str, make: Callable[[], JsonValue]) -> JsonValue:
         """A small JSON value that is a pure function of `what` (which names its version too), made once and kept."""
         value = self.recall(what)
@@ -419,6 +422,9 @@ class Store:
             )
 
     # inside
+
+    def _index(self, stage: str) -> Index:
+        return self._indices.setdefault(stage, Index(self.layout.hashes / f"summaries-{stage}.jsonl"))
 
     def _note(self, what: str) -> Path:
         return self.layout.hashes / f"{hashlib.sha256(what.encode()).hexdigest()}.json"
@@ -521,17 +527,11 @@ class Store:
     def _nearest(self, key: ArtifactKey) -> Record | None:
         """The record of the same stage with the fewest differences, the newest of equals.
 
-        Looked for among the newest; and of those only the recipes are read, since lists of files are long.
+        Looked for among the newest; a damaged record is near to nothing.
         """
         paths = sorted(self.layout.records(key.stage).glob("[0-9a-f]*.json"), key=_changed, reverse=True)
-        ranked = []
-        for path in paths[:RECORDS_COMPARED]:
-            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged record is near to nothing
-                data = read_small(path)
-                check_bulk(data)
-                written = from_json(data)
-                recipe = ArtifactKey.model_validate(written["recipe"])
-                ranked.append((-len(_unlike(recipe, key)), str(written["created"]), recipe.hex))
+        summaries = self._index(key.stage).summaries(paths[:RECORDS_COMPARED], [])
+        ranked = [(-len(_unlike(each.recipe, key)), each.created, each.hex) for each in summaries]
         for _, _, digits in sorted(ranked, reverse=True):
             with suppress(StoreError):
                 return self._record(digits)

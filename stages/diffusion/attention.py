@@ -113,6 +113,35 @@ class RecordTokens:
 
 
 @dataclass
+class AttendedWords:
+    """Runs cross-attention as the model would, and keeps how much each pixel attends to some words of the prompt.
+
+    places   of the words among the prompt's tokens
+    """
+
+    inner: Any  # the processor that the model had
+    places: Sequence[int]
+    attended: Tensor | None = field(default=None, repr=False)
+
+    def __call__(
+        self, attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        heads = attention.heads
+        query, key = (
+            states.unflatten(-1, (heads, -1)).transpose(1, 2)
+            for states in (attention.to_q(hidden_states), attention.to_k(encoder_hidden_states))
+        )
+        shares = (query.float() @ key.float().transpose(-1, -2) * attention.scale).softmax(-1)
+        self.attended = shares[..., list(self.places)].sum(-1).mean(1)
+        return self.inner(attention, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+    def taken(self) -> Tensor:
+        """The words' share of attention (frame, token) float32 in the pass that was run."""
+        assert self.attended is not None, "this layer was not executed"
+        return self.attended
+
+
+@dataclass
 class ExtendedAttention:
     """Joint self-attention of keyframes; keeps its output (after projection, before the residual) as T_base.
 
@@ -172,13 +201,47 @@ def self_attention_layers(names: Sequence[str]) -> list[str]:
     return sorted(found, key=lambda name: order[name.split(".")[0]])
 
 
-def injected_attention_layers(layers: Sequence[str]) -> list[str]:
-    """Decoder self-attention layers that PnP takes q and k of: all but the first, at the lowest attention resolution.
+def cross_attention_layers(unet: Any, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Cross-attention layers of a UNet, found by name, and the grid (height, width) of each for latents of `size`.
 
-    Source: Plug-and-Play (arXiv 2211.12572), section 4, layers 4–11 of Stable Diffusion's decoder.
+    Every down block but the last halves its grid, rounding up; up blocks undo that in turn.
     """
-    return [name for name in layers if name.startswith("up_blocks.")][1:]
+    grids = [size]
+    for _ in unet.down_blocks[1:]:
+        height, width = grids[-1]
+        grids.append((-(-height // 2), -(-width // 2)))
+    found = {}
+    for name, _module in unet.named_modules():
+        if name.split(".")[-1] == "attn2":
+            place, _, rest = name.partition(".")
+            level = len(grids) - 1 if place == "mid_block" else int(rest.partition(".")[0])
+            found[name] = grids[-1 - level] if place == "up_blocks" else grids[level]
+    return found
 
 
-INJECTED_FEATURE = "up_blocks.1.resnets.1.conv2"
-"""Module whose output PnP injects: the last convolution of the second residual block of the second up block."""
+def injected_attention_layers(layers: Sequence[str]) -> list[str]:
+    """Decoder self-attention layers that PnP takes q and k of: all but those of its first transformer.
+
+    Source: Plug-and-Play (arXiv 2211.12572), section 4, layers 4–11 of Stable Diffusion's decoder, whose transformers
+    have one layer each. SDXL's have up to ten.
+    """
+    decoder = [name for name in layers if name.startswith("up_blocks.")]
+    return [name for name in decoder if _transformer(name) != _transformer(decoder[0])]
+
+
+def injected_feature(names: Sequence[str]) -> str | None:
+    """Module whose output PnP injects: the last convolution of the second residual block where attention begins.
+
+    Source: Plug-and-Play, section 4, layer 4 of Stable Diffusion's decoder, in its second up block; SDXL's first up
+    block is as coarse as that. None where a UNet has no such block.
+
+    names   of all modules of a UNet
+    """
+    decoder = [name for name in self_attention_layers(names) if name.startswith("up_blocks.")]
+    feature = ".".join(decoder[0].split(".")[:2]) + ".resnets.1.conv2" if decoder else ""
+    return feature if feature in names else None
+
+
+def _transformer(layer: str) -> str:
+    """The module that a self-attention layer's transformer is."""
+    return layer.rpartition(".transformer_blocks.")[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
@@ -23,7 +24,6 @@ from store.schemas import Array, Arrays, Block, Frozen
 from .. import editors
 from ..backbones import Backbone
 from ..diffusion.attention import (
-    INJECTED_FEATURE,
     ExtendedAttention,
     Keys,
     PropagatedAttention,
@@ -37,6 +37,7 @@ from ..diffusion.heaps import give_back_holes
 from ..diffusion.patching import Hook, patched
 from ..diffusion.solvers import Sampling
 from .controlling import Controlling
+from .masking import in_latents, put_back
 from .passes import Stretch, apart, spans, stretches
 from .reading import read_ahead
 from .resuming import NOTHING_KEPT, Moment, PassedSteps, Scratch
@@ -97,16 +98,18 @@ class Denoiser:
 
     frames    of the clip, ascending: those that are denoised
     latents   of invert_frames        tokens   of extract_tokens (its feature only)        field   of match_tokens
+    mask      of read_masks or find_masks: outside of it the source's latents are put back at every step
     editing_keyframes   entered for every joint pass
     controls            control images of each ControlNet: rgb of control_frames
     """
 
     def __init__(
         self, spec: EditSpec, frames: Sequence[int], *, latents: Arrays, tokens: Arrays, field: Arrays,
-        timesteps: tuple[int, ...], backbone: Backbone,
+        timesteps: tuple[int, ...], backbone: Backbone, mask: Arrays | None = None,
         editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, controls: Sequence[Arrays] = (),
     ) -> None:  # fmt: skip
         self.editing_keyframes = editing_keyframes
+        self.latents, self.mask = latents, mask
         self.spec, self.frames, self.timesteps, self.backbone = spec, list(frames), timesteps, backbone
         self.tokens, self.field = tokens, field
         # Differs: at guidance 1 the unconditional branch has no weight and is not run; there never is a source branch.
@@ -144,7 +147,7 @@ class Denoiser:
         kept_as            what tells this trajectory from others in the same scratch
         raises             NonFiniteLatents, naming the timestep and the first bad frame
         """
-        now = self.backbone.to_device(self.editor.first_latents(self.frames).numpy())
+        now = self._kept(self.steps.start, self.backbone.to_device(self.editor.first_latents(self.frames).numpy()))
         wanted = [self.frames.index(frame) for frame in followed]
         for step in range(self.steps.start):
             yield Moment(step, now[wanted], now)
@@ -162,11 +165,34 @@ class Denoiser:
             yield moment
             noise = self.noise(step, now, self._keyframes_of(step, now, keyframe_latents))
             following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
-            now = sampling.step(now, noise, self.timesteps[step], following)
+            if self.editor.injection(step).noise:
+                mean = self.backbone.levels.ddpm_mean(now, noise, self.timesteps[step], following)
+                now = mean + self.backbone.to_device(rows(self.latents["noise"], step, self.frames))
+            else:
+                now = sampling.step(now, noise, self.timesteps[step], following)
+            now = self._kept(step + 1, now)
             self._finite(passed, now, stage, step)
         moment = Moment(len(self.timesteps), now[wanted], now)
         self._keep(passed, moment, sampling)
         yield moment
+
+    def _kept(self, step: int, edited: Tensor) -> Tensor:
+        """Latents (frame, c, h, w) of `frames` at the start of `step`, or the end; outside the mask the source's."""
+        if self.mask is None:
+            return edited
+        if step == len(self.timesteps):
+            clean = self.latents["clean_latents"]
+            source = np.concatenate([clean[frame : frame + 1] for frame in self.frames])
+        else:
+            source = rows(self.latents["latents"], step, self.frames)
+        return put_back(edited, self.backbone.to_device(source).float(), self._share.to(edited.device))
+
+    @cached_property
+    def _share(self) -> Tensor:
+        """How much of each latent pixel of `frames` is edited (frame, 1, height, width)."""
+        assert self.mask is not None, "there is a mask"
+        size = self.latents["latents"].shape[-2:]
+        return torch.cat([in_latents(self.mask["mask"][frame : frame + 1], *size) for frame in self.frames])
 
     def _keyframes_of(self, step: int, now: Tensor, known: Array | None) -> Tensor:
         """Latents (keyframe, c, h, w) of the step's keyframes: among `now`, or `known` (timestep, support, c, h, w)."""
@@ -356,9 +382,9 @@ class Denoiser:
         conditions, branches = self._conditions(step), self.branches(step)
         hooks: dict[str, Hook] = {}
         forwards = {}
-        if feature is not None:
+        if feature is not None and self.backbone.injected_feature is not None:
             repeated = self._on_device(feature).to(conditions.text.dtype).repeat(branches, 1, 1, 1)
-            hooks[INJECTED_FEATURE] = lambda module, inputs, output: repeated
+            hooks[self.backbone.injected_feature] = lambda module, inputs, output: repeated
         if self.reuse and self.whole[step]:
             hooks |= self.reuse.keeping(frames, branches)
         elif self.reuse:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,10 +76,11 @@ class AtDesk:
 
 
 def post(api: str, path: str, **body: Any) -> tuple[int, Any]:
-    """Status and answer of an API."""
+    """Status and answer of an API; one that is too busy is asked again."""
     import httpx
 
-    answer = httpx.post(f"{api}{path}", json=body, timeout=60)
+    while (answer := httpx.post(f"{api}{path}", json=body, timeout=60)).status_code == 503:
+        time.sleep(1)
     return answer.status_code, answer.json() if answer.content else None
 
 

@@ -18,6 +18,7 @@ from flows.tasks import Session
 from flows.videos import choose_preparation, preparations
 from store.errors import InputError
 from store.store import Store
+from tests.flows.desks import post
 from tests.flows.runs import Executed, make_plan, small_clip
 from tests.flows.server import get, last_flow_run, task_runs, wait_for
 
@@ -37,7 +38,6 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def start(api: str, room: Store) -> Iterator[Start]:
     """Starts a run of a registered deployment, as its form does: status and answer. None of them ever runs."""
-    import httpx
     from prefect.client.orchestration import get_client
 
     from flows.deployments import described, make_pool, offer_cached_videos, registered
@@ -51,12 +51,10 @@ def start(api: str, room: Store) -> Iterator[Start]:
 
         def begin(name: str, **parameters: Any) -> tuple[int, Any]:
             deployment = get(api, f"/deployments/name/{name}/{name}")
-            answer = httpx.post(
-                f"{api}/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters}, timeout=60
-            )
-            if answer.status_code == 201:
-                begun.append(answer.json()["id"])
-            return answer.status_code, answer.json()
+            code, answer = post(api, f"/deployments/{deployment['id']}/create_flow_run", parameters=parameters)
+            if code == 201:
+                begun.append(answer["id"])
+            return code, answer
 
         yield begin
         for run in begun:

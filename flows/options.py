@@ -1,0 +1,173 @@
+"""Options of an edit by name, wherever they are said: on the command line, in a file, by a remembered run, in Python.
+
+They are those of `EditConfig` and `RuntimeConfig`, and `preset`; what nobody said is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from store.errors import InputError
+from store.store import Store
+
+from .config import OF_PRESETS, EditConfig, RuntimeConfig, make_config, make_runtime, parse_bytes, parse_settings
+from .controls import parse_controls
+from .presets import with_preset
+from .sidecar import read_sidecar, sidecar_file
+
+Options = dict[str, Any]
+EDIT = ("preset", *EditConfig.model_fields)
+RUNTIME = tuple(RuntimeConfig.model_fields)
+REPEATED = {"prompts": "prompt", "loras": "lora", "embeddings": "embedding"}
+GIVEN_AS = {**REPEATED, "editor_settings": "set_"}  # option → what the command line calls it
+CANNY_THRESHOLDS = "100-200"  # as `Control` has them
+MASKS = {"mask", "mask_from"}  # which exclude each other
+PATHS = tuple(name for name, field in EditConfig.model_fields.items() if field.annotation in (Path, Path | None))
+
+
+def config_of(options: Mapping[str, Any]) -> EditConfig:
+    """What is asked; InputError, naming the option, where a value cannot be."""
+    own = {name: value for name, value in options.items() if name in EditConfig.model_fields}
+    return make_config(**with_preset(options.get("preset", "balanced"), own))
+
+
+def runtime_of(options: Mapping[str, Any]) -> RuntimeConfig:
+    """How it is done; InputError likewise."""
+    own = {name: value for name, value in options.items() if name in RuntimeConfig.model_fields}
+    if isinstance(own.get("token_budget"), str):
+        own["token_budget"] = parse_bytes(own["token_budget"])
+    return make_runtime(**own)
+
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    """The same from values as the command line names them, where None is not said."""
+    options = {name: given.get(GIVEN_AS.get(name, name)) for name in (*EDIT, *RUNTIME)}
+    if word := given.get("keep_background"):
+        options["mask_from"] = options["mask_from"] or f"cross-attention:{word}"
+    if options["controls"] is None and (given.get("control") or given.get("control_video")):
+        thresholds = given.get("canny_thresholds") or CANNY_THRESHOLDS
+        options["controls"] = parse_controls(given.get("control") or (), given.get("control_video") or (), thresholds)
+    options |= {name: tuple(value) for name in REPEATED if (value := options[name]) is not None}
+    if options["editor_settings"] is not None:
+        options["editor_settings"] = parse_settings(options["editor_settings"])
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def given_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The other way round: as the command line would have given them."""
+    given = {GIVEN_AS.get(name, name): value for name, value in options.items()}
+    given |= {name: [*given[name]] for name in REPEATED.values() if name in given}
+    if "set_" in given:
+        given["set_"] = [f"{name}={json.dumps(value)}" for name, value in given["set_"].items()]
+    if "token_budget" in given:
+        given["token_budget"] = str(given["token_budget"])
+    if "video" in given:
+        given["video"] = Path(given["video"])
+    return given
+
+
+def over(base: Mapping[str, Any], anew: Mapping[str, Any]) -> Options:
+    """The options of `base` but for what is said anew.
+
+    A preset brings its own options, another editor has no old settings, and one mask takes the place of the other.
+    """
+    replaced = (OF_PRESETS if "preset" in anew else set()) | (MASKS if MASKS & anew.keys() else set())
+    kept = {name: value for name, value in base.items() if name not in replaced}
+    settings = dict(anew.get("editor_settings", {}))
+    if anew.get("editor", base.get("editor", "pnp")) == base.get("editor", "pnp"):
+        settings = {**base.get("editor_settings", {}), **settings}
+    return {**kept, **anew, "editor_settings": settings}
+
+
+def completed(
+    given: Mapping[str, Any], said: frozenset[str], open_store: Callable[[str | None], Store]
+) -> dict[str, Any]:
+    """The command line's values with those of --like and of --config where it says nothing.
+
+    said     names of the options that were really given: they win
+    raises   InputError for a file or a run that cannot be used, and where no video is named at all
+    """
+    anew = options_of({name: value for name, value in given.items() if name in said})
+    asked = layered(anew, given["config"], given["like"], lambda: open_store(given["store"]))
+    found = {**given, **given_of(asked)}
+    if found["video"] is None:
+        raise InputError("missing argument VIDEO: name the video, or --config FILE.toml or --like RUN that does")
+    return found
+
+
+def layered(anew: Options, config: Path | None, like: str | None, open_store: Callable[[], Store]) -> Options:
+    """What is said anew, over a file of options, over an earlier run."""
+    if config is not None:
+        anew = over(read_options(config), anew)
+    if like is not None:
+        anew = over(options_like(open_store(), like, with_video="video" not in anew), anew)
+    return anew
+
+
+def read_options(file: Path) -> Options:
+    """The options in a TOML file, by name; a path in it is relative to its folder.
+
+    raises   InputError, one sentence, where it cannot be read or names an option that there is not
+    """
+    try:
+        options = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"--config {file} is not there; give a .toml file of options") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {file} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--config {file} is not valid TOML: {error}") from None
+    for name in options:
+        if name not in (*EDIT, *RUNTIME):
+            raise InputError(f"--config {file}: no option {name!r}; have {', '.join((*EDIT, *RUNTIME))}")
+    _check_shapes(file, options)
+    paths = {name: file.parent / options[name] for name in PATHS if name in options}
+    return {**options, **paths}
+
+
+def options_like(store: Store, name: str, with_video: bool = True) -> Options:
+    """What a remembered run, or the run of a clip, was asked; how it was done is this machine's own affair.
+
+    name         the run's id, 'latest', a clip that tf run wrote, or the sidecar beside one
+    with_video   whether its video is meant too: then it must still have the same bytes
+    raises       InputError where there is no such run, or another video lies in the place of its own
+    """
+    file = Path(name)
+    if file.suffix == ".json" or sidecar_file(file).is_file():
+        sidecar = read_sidecar(file if file.suffix == ".json" else sidecar_file(file))
+        asked, key = sidecar.config.model_dump(mode="json"), sidecar.video.key
+    else:
+        from .report import find_run
+
+        run = find_run(store, name)
+        asked, key = dict(run["config"]), run["video"]
+    if unknown := sorted(asked.keys() - EditConfig.model_fields):
+        raise InputError(
+            f"--like {name}: another version made it, with the option {unknown[0]!r}; say its options anew"
+        )
+    if with_video:
+        _check_video(Path(asked["video"]), key, name, store)
+    return {option: value for option, value in asked.items() if value is not None}
+
+
+def _check_video(video: Path, key: str, name: str, store: Store) -> None:
+    if not video.is_file():
+        raise InputError(f"--like {name}: its video {video} is not there any more; name VIDEO")
+    if f"blake3:{store.file_hash(video)}" != key:
+        raise InputError(f"--like {name}: {video} has other bytes than then; name VIDEO, this one or another")
+
+
+def _check_shapes(file: Path, options: Mapping[str, Any]) -> None:
+    """InputError where what is read here has another shape; values are checked with those of the command line."""
+    prompts = options.get("prompts", [])
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError(f'--config {file}: prompts is no list of texts; write prompts = ["a text"]')
+    if not isinstance(options.get("editor_settings", {}), dict):
+        raise InputError(f"--config {file}: editor_settings is no table; write [editor_settings]")
+    for name in (*PATHS, "preset", "token_budget"):
+        if not isinstance(options.get(name, ""), str | int if name == "token_budget" else str):
+            raise InputError(f"--config {file}: {name} is no text; write it in quotes")

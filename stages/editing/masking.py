@@ -1,0 +1,53 @@
+"""Where an edit may change the picture: masks in pixels and in latents, and the source put back outside of them.
+
+Source: Avrahami et al., Blended Latent Diffusion, arXiv 2206.02779, section 3.2: at every step the latents outside the
+mask are those of the source at the same noise level, here its own inverted ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from store.schemas import Schema, Variable
+
+from ..diffusion.chunks import FRAMES_PER_BLOCK
+
+
+def mask_schema(frames: int, height: int, width: int) -> Schema:
+    """mask (frame, height, width) uint8: 255 is edited, 0 keeps the source, and there is a soft edge between."""
+    chunk = min(frames, FRAMES_PER_BLOCK)
+    variable = Variable(
+        dims=("frame", "height", "width"),
+        shape=(frames, height, width),
+        dtype="uint8",
+        chunks=(chunk, height, width),
+        description="255: edited, 0: as in the source",
+        compress=True,
+    )
+    return Schema(artifact="mask", variables={"mask": variable})
+
+
+def softened(mask: np.ndarray[Any, Any], feather: int) -> np.ndarray[Any, Any]:
+    """mask (height, width) uint8 with an edge that falls from 255 to 0 over `feather` pixels, outside of it."""
+    if not feather:
+        return mask
+    reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (feather + 1, feather + 1))
+    soft = cv2.blur(cv2.dilate(mask, reach), (feather + 1, feather + 1))
+    return np.maximum(soft, mask).astype(np.uint8)
+
+
+def in_latents(mask: np.ndarray[Any, Any], height: int, width: int) -> Tensor:
+    """mask (frame, height, width) uint8 → share of each latent pixel that is edited (frame, 1, height, width)."""
+    pixels = torch.from_numpy(np.ascontiguousarray(mask)).float() / 255
+    return F.adaptive_avg_pool2d(pixels[:, None], (height, width))
+
+
+def put_back(edited: Tensor, source: Tensor, share: Tensor) -> Tensor:
+    """The source's latents wherever `share` (frame, 1, height, width) is 0, the edit's where it is 1."""
+    return torch.lerp(source, edited, share)

@@ -1,0 +1,128 @@
+"""Options from a file and of a remembered run: what is said anew wins, the rest is as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows.config import EditConfig, RuntimeConfig
+from flows.options import given_of, options_of, over
+from tests.test_cli import Tf, made, refused, tf  # noqa: F401 (fixtures)
+
+FILE = """
+video = "clip.mp4"
+prompts = ["a red ball", "a blue ball"]
+preset = "fast"
+steps = 2
+keyframe_interval = 3
+model = {model}
+token_budget = "1GiB"
+device = "cpu"
+guidance_scale = 3
+
+[editor_settings]
+attention = 0.25
+"""
+
+
+@pytest.fixture
+def file(tf: Tf) -> Path:  # noqa: F811
+    """A file of options in a folder of its own, with its clip beside it."""
+    folder = Path("elsewhere")
+    folder.mkdir()
+    shutil.move("clip.mp4", folder / "clip.mp4")
+    (folder / "edit.toml").write_text(FILE.format(model=json.dumps(str(tf.model))))
+    return folder / "edit.toml"
+
+
+def keys(tf: Tf, *arguments: str | Path) -> list[tuple[str, str]]:  # noqa: F811
+    """(stage, key) of what a run of these arguments would use."""
+    done = tf("plan", *arguments, "--json")
+    assert done.code == 0, done.err
+    return [(row["stage"], row["key"]) for row in done.json["stages"]]
+
+
+def test_a_file_says_what_the_options_say(tf: Tf, file: Path) -> None:  # noqa: F811
+    written_out = [
+        "elsewhere/clip.mp4", "--model", tf.model, "--steps", "2", "--keyframe-interval", "3", "--preset", "fast",
+        "--prompt", "a red ball", "--prompt", "a blue ball", "--guidance-scale", "3", "--set", "attention=0.25",
+    ]  # fmt: skip
+    assert keys(tf, "--config", file) == keys(tf, *written_out)
+
+
+def test_the_command_line_wins_even_with_a_default(tf: Tf, file: Path) -> None:  # noqa: F811
+    given = ["elsewhere/clip.mp4", "--model", tf.model, "--steps", "2", "--prompt", "a star"]
+    own = ["--guidance-scale", "3", "--set", "attention=0.5", "--keyframe-interval", "8"]
+    said = ["--prompt", "a star", "--keyframe-interval", "8", "--set", "attention=0.5", "--preset", "balanced"]
+    assert keys(tf, "--config", file, *said) == keys(tf, *given, *own)
+
+
+def test_another_editor_does_not_get_the_settings_of_the_old_one(tf: Tf, file: Path) -> None:  # noqa: F811
+    assert keys(tf, "--config", file, "--editor", "sdedit")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stepz = 3", "no option 'stepz'; have preset, video, prompts"),
+        ("steps = ", "is not valid TOML"),
+        ("steps = 0", "--steps 0: input should be greater than or equal to 1"),
+        ('prompts = "a ball"', 'prompts is no list of texts; write prompts = ["a text"]'),
+        ("editor_settings = 3", "editor_settings is no table"),
+        ("video = 3", "video is no text"),
+        ('prompts = ["a"]', "missing argument VIDEO: name the video, or --config FILE.toml or --like RUN that does"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_sentence(tf: Tf, text: str, says: str) -> None:  # noqa: F811
+    Path("bad.toml").write_text(text)
+    video = ["clip.mp4"] if text == "steps = 0" else []
+    refused(tf("plan", *video, "--config", "bad.toml", "--prompt", "a ball"), says)
+    refused(tf("plan", "--config", "missing.toml"), "--config missing.toml is not there")
+
+
+def test_like_a_run_is_that_run_but_for_what_is_said(tf: Tf) -> None:  # noqa: F811
+    """Everything of the run is found again; a new prompt computes the two stages that see it."""
+    done = tf("run", "--like", "latest", "--prompt", "a star", "-o", "star.mp4", "--engine", "direct", "--json")
+    assert done.code == 0, done.err
+    assert [use["stage"] for use in done.json["stages"] if not use["hit"]] == ["edit_keyframes", "propagate_tokens"]
+    again = keys(tf, "--like", "star.mp4")
+    assert again == [(use["stage"], use["key"]) for use in done.json["stages"]]
+    assert keys(tf, "--like", "star.mp4.json") == keys(tf, "--like", done.json["run"]) == again
+    assert keys(tf, "--like", "star.mp4", "--preset", "best")[:3] == again[:3]
+    assert keys(tf, "--like", "star.mp4", "--preset", "best")[3] != again[3]
+
+
+def test_like_a_run_whose_video_is_another_now(tf: Tf) -> None:  # noqa: F811
+    video = Path(json.loads(tf("list", "--json").out)["artifacts"] and "clip.mp4")
+    done = tf("run", video, "--like", "latest", "-o", "again.mp4", "--engine", "direct")
+    assert done.code == 0, done.err
+    with video.open("ab") as clip:
+        clip.write(b"\0")
+    refused(tf("run", "--like", "again.mp4"), "has other bytes than then; name VIDEO")
+    video.rename("moved.mp4")
+    refused(tf("run", "--like", "again.mp4"), "is not there any more; name VIDEO")
+    assert keys(tf, "moved.mp4", "--like", "again.mp4")
+    refused(tf("run", "--like", "20990101-000000-abcdef"), "no run '20990101-000000-abcdef'")
+
+
+def test_what_is_not_said_is_left_out_and_nothing_is_lost() -> None:
+    config = EditConfig(video=Path("v.mp4"), prompts=("a", "b"), editor_settings={"attention": 0.5, "name": "x y"})
+    options = {name: value for name, value in config.model_dump().items() if value is not None}
+    assert options_of(given_of(options)) == options
+    assert options_of(given_of({"token_budget": 5, **RuntimeConfig().model_dump(exclude={"token_budget"})}))
+
+
+def test_one_mask_takes_the_place_of_the_other() -> None:
+    assert options_of({"keep_background": "ball"}) == {"mask_from": "cross-attention:ball"}
+    assert over({"mask": Path("m.png"), "seed": 3}, options_of({"keep_background": "ball"})) == {
+        "seed": 3, "mask_from": "cross-attention:ball", "editor_settings": {}
+    }  # fmt: skip
+
+
+def test_a_preset_said_anew_brings_its_own_options() -> None:
+    assert over({"feature_reuse": 1, "seed": 3}, {"preset": "fast"}) == {
+        "seed": 3, "preset": "fast", "editor_settings": {}
+    }  # fmt: skip
