@@ -122,8 +122,8 @@ def test_latents_that_become_nan_are_named(
     plan = make_plan(clip, tiny_folder, tmp_path / "store")
 
     def poisoned(*given: Any, **named: Any) -> Iterator[Any]:
-        def predict_nan(backbone: Any, latents: Any, timestep: int, text: Any) -> Any:
-            noise = predict(backbone, latents, timestep, text)
+        def predict_nan(backbone: Any, latents: Any, timestep: int, text: Any, residuals: Any = None) -> Any:
+            noise = predict(backbone, latents, timestep, text, residuals)
             noise[-1] = float("nan") if timestep == plan.timesteps[0] else noise[-1]
             return noise
 

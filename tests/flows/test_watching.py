@@ -455,8 +455,8 @@ def watching(
         if instead is not None:
             predict = StableDiffusion.predict_noise
 
-            def predicts(backbone: Any, latents: Any, timestep: int, text: Any) -> Any:
-                noise = predict(backbone, latents, timestep, text)
+            def predicts(backbone: Any, latents: Any, timestep: int, text: Any, residuals: Any = None) -> Any:
+                noise = predict(backbone, latents, timestep, text, residuals)
                 return instead(backbone, noise) if len(seen) == failing_at else noise
 
             patch.setattr(StableDiffusion, "predict_noise", predicts)
