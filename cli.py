@@ -58,6 +58,16 @@ PoolOption = Annotated[str, typer.Option(metavar="NAME", help="The work pool; ma
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Open weights that are no .safetensors too: they may hold code.")
 ]
+CodecOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="h264, hevc, av1, vp9, prores; what the ending of the file stands for without."),
+]
+QualityOption = Annotated[
+    int | None, typer.Option(help="Of the clip, 0 to 100 on the same scale for every codec; 80 without it.")
+]
+PixelFormatOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of the clip, such as yuv444p or yuv420p10le.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -170,6 +180,9 @@ def edit_options(
         str, typer.Option(help="Of the model: float32, float16 or bfloat16; auto: float16 on a GPU only.")
     ] = "auto",
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
+    codec: CodecOption = None,
+    quality: QualityOption = None,
+    pixel_format: PixelFormatOption = None,
     allow_pickle: PickleOption = False,
     runner: Annotated[
         str, typer.Option(metavar="NAME", help="here; dask or ray: the run's parts are spread over several workers.")
@@ -196,27 +209,10 @@ def edit_options(
 
 def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
     """What is asked, and how it is done, from the values of `edit_options` by name."""
-    from flows.config import EditConfig, make_config, make_runtime, parse_bytes, parse_settings
-    from flows.controls import parse_controls
-    from flows.presets import with_preset
+    from flows.options import config_of, options_of, runtime_of
 
-    named = {name: given[name] for name in given if name in EditConfig.model_fields}
-    if given["keep_background"]:
-        named["mask_from"] = named["mask_from"] or f"cross-attention:{given['keep_background']}"
-    asked = with_preset(given["preset"], named)
-    own: dict[str, Any] = {
-        "prompts": tuple(given["prompt"] or ()),
-        "editor_settings": parse_settings(given["set_"] or []),
-        "loras": tuple(given["lora"] or ()),
-        "embeddings": tuple(given["embedding"] or ()),
-    }
-    own["controls"] = parse_controls(given["control"] or (), given["control_video"] or (), given["canny_thresholds"])
-    budget = parse_bytes(given["token_budget"])
-    runtime = make_runtime(
-        device=given["device"], frames_per_pass=given["frames_per_pass"], precision=given["precision"],
-        token_budget=budget, allow_pickle=given["allow_pickle"], runner=given["runner"], address=given["address"],
-    )  # fmt: skip
-    return make_config(**asked, **own), runtime
+    options = options_of(given)
+    return config_of(options), runtime_of(options)
 
 
 def open_store(place: str | None) -> "Store":
@@ -303,7 +299,10 @@ EngineOption = Annotated[str, typer.Option(help="Who walks the stages: auto, pre
 @command
 def run(
     plan: "Plan",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The video to write.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The clip: .mp4, .mov, .mkv, .webm, .gif, .webp, or a folder of PNGs."),
+    ] = None,
     engine: EngineOption = "auto",
     detach: Annotated[
         bool, typer.Option("--detach", help="Hand the run to a worker and return: see tf up, tf watch, tf cancel.")
@@ -460,8 +459,7 @@ def sweep(
     from flows.run_sweep import plan_sweep, run_sweep
     from flows.terminal import Bars, say, stdout, sweep_plan_table, sweep_table
 
-    runtime = configs(given | {"prompt": given["prompt"] or ["-"]})[1]
-    planned = plan_sweep(given, _changed(given), prompts, grid or (), runtime, open_store(given["store"]))
+    planned = plan_sweep(given, _changed(given), prompts, grid or (), open_store(given["store"]))
     if only_plan:
         if as_json:
             print_json(planned.to_json())
@@ -680,15 +678,22 @@ def explain(
 @command
 def export(
     key: Annotated[str, typer.Argument(metavar="KEY|RUN", help="The first digits of an edit's key, or a run.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The video to write.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The clip: .mp4, .mov, .mkv, .webm, .gif, .webp, or a folder of PNGs."),
+    ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(metavar="FILE.zip", help="Write the run and all it needs, for tf pull --from FILE.zip."),
     ] = None,
+    codec: CodecOption = None,
+    quality: QualityOption = None,
+    pixel_format: PixelFormatOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write an edit that is in the store as a video, or a run as a bundle for a colleague without access."""
+    from flows.config import make_runtime
     from flows.export import export_key
     from store.errors import InputError
 
@@ -697,7 +702,8 @@ def export(
         return
     if output is None or bundle:
         raise InputError("name one thing to write: a video with -o, or a bundle with --bundle")
-    written = export_key(open_store(store), key, output)
+    encoding = make_runtime(codec=codec, quality=quality, pixel_format=pixel_format).encoding
+    written = export_key(open_store(store), key, output, encoding)
     if as_json:
         print_json(written.model_dump(mode="json"))
     else:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from stages.diffusion.choices import Blend, Placement, Solver
+from stages.media.encoding import QUALITY, Codec, Encoding
 from store.errors import InputError
 from store.guard import CONTROLS
 from store.schemas import Frozen
@@ -216,7 +217,7 @@ class EditConfig(Frozen):
 
 
 class RuntimeConfig(Frozen):
-    """Where it runs, how much at once, and what is kept."""
+    """Where it runs, how much at once, what is kept, and what clips are written as."""
 
     model_config = ConfigDict(json_schema_extra=plain_fields)
 
@@ -239,6 +240,21 @@ class RuntimeConfig(Frozen):
         max_length=500,
     )  # fmt: skip
     token_budget: int = Field(8 << 30, title="Token budget", description="bytes of tokens that may be kept", ge=0)
+    codec: Codec | None = Field(
+        None, title="Codec", description="of the clip; what the ending of its name stands for without it"
+    )
+    quality: int | None = Field(
+        None, title="Quality", description=f"of the clip, 0 to 100 for every codec; {QUALITY} without it", ge=0, le=100
+    )
+    pixel_format: str | None = Field(
+        None, title="Pixel format", description="of the clip, such as yuv444p; what most players show without it",
+        max_length=20,
+    )  # fmt: skip
+
+    @property
+    def encoding(self) -> Encoding:
+        """What clips are written as."""
+        return Encoding(codec=self.codec, quality=self.quality, pixel_format=self.pixel_format)
 
 
 def parse_bytes(text: str, option: str = "--token-budget") -> int:

@@ -14,28 +14,50 @@ from typing import Any
 from store.errors import InputError
 from store.store import Store
 
-from .config import OF_PRESETS, EditConfig, RuntimeConfig, make_config, parse_settings
+from .config import OF_PRESETS, EditConfig, RuntimeConfig, make_config, make_runtime, parse_bytes, parse_settings
+from .controls import parse_controls
 from .presets import with_preset
 from .sidecar import read_sidecar, sidecar_file
 
 Options = dict[str, Any]
 EDIT = ("preset", *EditConfig.model_fields)
 RUNTIME = tuple(RuntimeConfig.model_fields)
-GIVEN_AS = {"prompts": "prompt", "editor_settings": "set_"}  # option → what the command line calls it
+GIVEN_AS = {
+    "prompts": "prompt",
+    "editor_settings": "set_",
+    "loras": "lora",
+    "embeddings": "embedding",
+}  # option → what the command line calls it
+CANNY_THRESHOLDS = "100-200"  # as `Control` has them
+MASKS = {"mask", "mask_from"}  # which exclude each other
 PATHS = tuple(name for name, field in EditConfig.model_fields.items() if field.annotation in (Path, Path | None))
 
 
 def config_of(options: Mapping[str, Any]) -> EditConfig:
     """What is asked; InputError, naming the option, where a value cannot be."""
     own = {name: value for name, value in options.items() if name in EditConfig.model_fields}
-    return make_config(**with_preset(options.get("preset") or "balanced", own))
+    return make_config(**with_preset(options.get("preset", "balanced"), own))
+
+
+def runtime_of(options: Mapping[str, Any]) -> RuntimeConfig:
+    """How it is done; InputError likewise."""
+    own = {name: value for name, value in options.items() if name in RuntimeConfig.model_fields}
+    if isinstance(own.get("token_budget"), str):
+        own["token_budget"] = parse_bytes(own["token_budget"])
+    return make_runtime(**own)
 
 
 def options_of(given: Mapping[str, Any]) -> Options:
     """The same from values as the command line names them, where None is not said."""
     options = {name: given.get(GIVEN_AS.get(name, name)) for name in (*EDIT, *RUNTIME)}
-    if options["prompts"] is not None:
-        options["prompts"] = tuple(options["prompts"])
+    if word := given.get("keep_background"):
+        options["mask_from"] = options["mask_from"] or f"cross-attention:{word}"
+    if options["controls"] is None and (given.get("control") or given.get("control_video")):
+        thresholds = given.get("canny_thresholds") or CANNY_THRESHOLDS
+        options["controls"] = parse_controls(given.get("control") or (), given.get("control_video") or (), thresholds)
+    for name in ("prompts", "loras", "embeddings"):
+        if options[name] is not None:
+            options[name] = tuple(options[name])
     if options["editor_settings"] is not None:
         options["editor_settings"] = parse_settings(options["editor_settings"])
     return {name: value for name, value in options.items() if value is not None}
@@ -56,8 +78,12 @@ def given_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def over(base: Mapping[str, Any], anew: Mapping[str, Any]) -> Options:
-    """The options of `base` but for what is said anew: a preset brings its own, another editor has no old settings."""
-    kept = {name: value for name, value in base.items() if not ("preset" in anew and name in OF_PRESETS)}
+    """The options of `base` but for what is said anew.
+
+    A preset brings its own options, another editor has no old settings, and one mask takes the place of the other.
+    """
+    replaced = (OF_PRESETS if "preset" in anew else set()) | (MASKS if MASKS & anew.keys() else set())
+    kept = {name: value for name, value in base.items() if name not in replaced}
     settings = dict(anew.get("editor_settings", {}))
     if anew.get("editor", base.get("editor", "pnp")) == base.get("editor", "pnp"):
         settings = {**base.get("editor_settings", {}), **settings}

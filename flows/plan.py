@@ -92,6 +92,7 @@ class Plan:
         self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
+        self.size = (size.width, size.height)
         self.notes += [*self.video.notes, *([size.sentence] if size.sentence else [])]
         if self.model.pickled:
             self.notes.append(

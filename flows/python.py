@@ -74,13 +74,13 @@ def plan_video(
 
     returns    the plan: `plan.summary()`, and `plan.to_compute()` for the artifacts that are missing
     """
-    from .options import config_of
+    from .options import config_of, runtime_of
     from .places import store_at
     from .plan import Plan
 
     opened = store_at(None if store is None else str(store))
     asked = _asked(video, prompts, options, opened)
-    return Plan(config_of(asked), _runtime(asked), opened)
+    return Plan(config_of(asked), runtime_of(asked), opened)
 
 
 @_with_options
@@ -96,13 +96,14 @@ def sweep_video(
     returns    the edits with their scores; `swept.dataset()` is the table
     """
     from .grid import combine, forecast, make_axes
+    from .options import runtime_of
     from .places import store_at
     from .run_sweep import Planned, run_sweep
 
     opened = store_at(None if store is None else str(store))
     asked = _asked(video, prompts, options, opened)
     chosen = asked.pop("prompts", ())
-    combinations = combine(asked, chosen, make_axes([*(grid or {}).items()]), _runtime(asked), opened)
+    combinations = combine(asked, chosen, make_axes([*(grid or {}).items()]), runtime_of(asked), opened)
     planned = Planned(combinations, forecast(combinations), opened)
     metrics = {"flow": flow, "clip_model": clip_model}
     return run_sweep(planned, None if output is None else Path(output), metrics, engine, progress=progress)
@@ -126,12 +127,3 @@ def _asked(video: str | Path | None, prompts: Prompts | None, options: Mapping[s
     if "video" not in asked:
         raise InputError("there is no video: name it, or a config or an earlier run (like) that does")
     return asked
-
-
-def _runtime(asked: Mapping[str, Any]) -> RuntimeConfig:
-    from .config import make_runtime, parse_bytes
-
-    own = {name: value for name, value in asked.items() if name in RuntimeConfig.model_fields}
-    if isinstance(own.get("token_budget"), str):
-        own["token_budget"] = parse_bytes(own["token_budget"])
-    return make_runtime(**own)

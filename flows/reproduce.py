@@ -11,6 +11,7 @@ from store.records import software
 from store.store import Store
 
 from .config import EditConfig, RuntimeConfig, make_config
+from .export import clip_hash
 from .models import adapters_of, find_model
 from .plan import STAGES, Plan
 from .run import Result
@@ -35,7 +36,8 @@ def plan_again(
     now = find_model(name, store, runtime.allow_pickle, adapters_of(sidecar.config))
     what = f"the model {name}" + (" with its LoRAs and embeddings" if now.adapters else "")
     _check_bytes(what, now.key, sidecar.model.key, file, "--model NAME")
-    plan = Plan(_config(sidecar, place, name), runtime, store)
+    encoded = runtime.model_copy(update=dict(sidecar.encoding))
+    plan = Plan(_config(sidecar, place, name), encoded, store)
     plan.notes = [note for note in (other_software(sidecar),) if note]
     for node, then in zip([node for node in plan.nodes if node.stage in STAGES], sidecar.recipes, strict=True):
         _check_recipe(then, node.key, sidecar, file)
@@ -50,7 +52,7 @@ def output_again(file: Path, sidecar: Sidecar, output: Path | None, store: Store
     if output:
         return output
     clip = file.with_name(sidecar.clip.name)
-    if clip.exists() and f"blake3:{store.file_hash(clip)}" != sidecar.clip.key:
+    if clip.exists() and f"blake3:{clip_hash(store, clip)}" != sidecar.clip.key:
         raise InputError(
             f"{clip} is not the clip that {file} tells of; name another with -o, or -o {clip} to replace it"
         )

@@ -12,10 +12,9 @@ from pydantic import ValidationError
 from store.errors import InputError
 from store.store import Store
 
-from .config import RuntimeConfig
 from .engine import Wanted
 from .grid import Combination, Forecast, combine, forecast, read_axes, read_prompts
-from .options import options_of
+from .options import options_of, runtime_of
 from .suite import Metrics
 from .sweep import Say, Sweep, Swept, unheard
 from .tasks import Progress
@@ -50,9 +49,8 @@ class Planned:
 
 
 def plan_sweep(
-    given: Mapping[str, Any], changed: Sequence[str], prompts: Path | None, grid: Sequence[str], runtime: RuntimeConfig,
-    store: Store,
-) -> Planned:  # fmt: skip
+    given: Mapping[str, Any], changed: Sequence[str], prompts: Path | None, grid: Sequence[str], store: Store
+) -> Planned:
     """Plan every combination; nothing is run.
 
     given     values of the edit options by name
@@ -64,7 +62,8 @@ def plan_sweep(
         if f"--{axis.name.replace('_', '-')}" in changed:
             raise InputError(f"--grid varies {axis.name}, and --{axis.name.replace('_', '-')} sets it; leave one out")
     asked = [*(given["prompt"] or ()), *(read_prompts(prompts) if prompts else ())]
-    combinations = combine(options_of(given), asked, axes, runtime, store)
+    options = options_of(given)
+    combinations = combine(options, asked, axes, runtime_of(options), store)
     return Planned(combinations, forecast(combinations), store)
 
 

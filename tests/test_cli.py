@@ -191,7 +191,7 @@ def test_a_bad_option_is_refused(tf: Tf, case: str) -> None:
 
 
 BAD_OUTPUTS = {
-    "x.gif": "end its name in .mp4", "x": "end its name in .mp4", "clip.mp4": "is the source itself",
+    "x.avi": "end its name in .mp4", ".": "holds other things than pictures", "clip.mp4": "is the source itself",
     "nowhere/x.mp4": "there is no folder nowhere", "folder.mp4": "is a folder",
 }  # fmt: skip
 
@@ -365,7 +365,9 @@ def test_what_is_in_the_store_can_be_listed_shown_and_exported(tf: Tf) -> None:
     assert (exported.code, exported.err) == (0, "")
     assert (exported.json["file"], exported.json["frames"], exported.json["fps"]) == ("again.mp4", 7, "25")
     refused(tf("export", keys["match_tokens"][:10], "-o", "no.mp4"), "is no video; export a propagate_tokens")
-    refused(tf("export", keys["propagate_tokens"][:10], "-o", "x.gif"), "end its name in")
+    refused(tf("export", keys["propagate_tokens"][:10], "-o", "x.avi"), "end its name in")
+    shared = tf("export", keys["propagate_tokens"][:10], "-o", "x.gif", "--quality", "40", "--json").json
+    assert (shared["codec"], shared["frames"]) == ("gif", 7)
 
 
 def keys_of(tf: Tf) -> dict[str, str]:

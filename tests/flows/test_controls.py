@@ -109,7 +109,7 @@ def test_edits_share_the_control_images_and_other_editors_keep_their_keys(plan: 
 
 @pytest.mark.parametrize("how", [{"strength": 0.5}, {"start": 0.5}, {"stop": 0.5}])
 def test_how_it_acts_moves_the_edit_alone(plan: Plans, asked: dict[str, Any], how: dict[str, float]) -> None:
-    assert stages_that_differ(plan(**asked), plan(**changed(asked, **control))) == [
+    assert stages_that_differ(plan(**asked), plan(**changed(asked, **how))) == [
         "edit_keyframes",
         "propagate_tokens",
     ]

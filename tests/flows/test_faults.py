@@ -188,7 +188,7 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_runs(
     clip: Path, tiny_folder: Path, tmp_path: Path, executed: Executed
 ) -> None:
     plan = make_plan(clip, tiny_folder, tmp_path / "store")
-    for output in (tmp_path / "no" / "x.mp4", tmp_path / "x.gif", tmp_path, clip):
+    for output in (tmp_path / "no" / "x.mp4", tmp_path / "x.avi", tmp_path, clip):
         with pytest.raises(InputError):
             run_edit(plan, output, "direct")
     assert executed.names == []

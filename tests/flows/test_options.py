@@ -115,6 +115,13 @@ def test_what_is_not_said_is_left_out_and_nothing_is_lost() -> None:
     assert options_of(given_of({"token_budget": 5, **RuntimeConfig().model_dump(exclude={"token_budget"})}))
 
 
+def test_one_mask_takes_the_place_of_the_other() -> None:
+    assert options_of({"keep_background": "ball"}) == {"mask_from": "cross-attention:ball"}
+    assert over({"mask": Path("m.png"), "seed": 3}, options_of({"keep_background": "ball"})) == {
+        "seed": 3, "mask_from": "cross-attention:ball", "editor_settings": {}
+    }  # fmt: skip
+
+
 def test_a_preset_said_anew_brings_its_own_options() -> None:
     assert over({"feature_reuse": 1, "seed": 3}, {"preset": "fast"}) == {
         "seed": 3, "preset": "fast", "editor_settings": {}

@@ -18,7 +18,7 @@ from store.errors import InputError
 from tests.flows.runs import ALL, SMALL, Executed
 from tests.test_cli import ROOT
 
-NOT_OPTIONS = {"video", "prompt", "set_", "store", "cache_size"}  # of the command line, or under another name
+NOT_OPTIONS = {"video", "prompt", "set_", "store", "cache_size", "keep_background"}  # or under another name
 
 
 @pytest.fixture

@@ -80,6 +80,7 @@ NEW_EDITS: list[dict[str, Any]] = [
 NEW_SCHEDULES: list[dict[str, Any]] = [
     {"keyframe_interval": 4}, {"keyframe_offsets": 3}, {"blend": "sigmoid"}, {"seed": 7}, {"cuts": "3"}
 ]  # fmt: skip
+NEW_FINISHES: list[dict[str, Any]] = [{"deflicker": 0.5}, {"match_colours": 1}]
 
 
 def first_quick(cases: list[Any], quick: int) -> list[Any]:
@@ -92,6 +93,26 @@ def test_plans_of_new_edits_and_schedules_reuse_the_rest(plan: Plans) -> None:
         assert [node.stage for node in plan(**changed).to_compute()] == EDIT, changed
     for changed in NEW_SCHEDULES:
         assert [node.stage for node in plan(**changed).to_compute()] == ["match_tokens", *EDIT], changed
+    for changed in NEW_FINISHES:
+        assert [node.stage for node in plan(**changed).to_compute()] == ["propagate_tokens"], changed
+
+
+@pytest.mark.parametrize("changed", NEW_FINISHES, ids=str)
+def test_a_new_finish_reuses_the_keyframes(
+    plan: Plans, executed: Executed, tmp_path: Path, changed: dict[str, Any], edited: Any
+) -> None:
+    result = edit(plan(**changed), tmp_path)
+    assert executed.names == computed(result) == ["propagate_tokens"]
+    assert digests(result)["propagate_tokens", "a red ball"] != edited[1]["propagate_tokens", "a red ball"]
+
+
+def test_a_finish_gives_the_same_whether_keyframes_were_there_or_not(
+    plan: Plans, clip: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    options = {"deflicker": 0.5, "match_colours": 0.5}
+    known = edit(plan(**options), tmp_path)
+    fresh = edit(make_plan(clip, tiny_folder, tmp_path / "new", **options), tmp_path)
+    assert digests(known) == digests(fresh)
 
 
 @pytest.mark.parametrize("changed", first_quick(NEW_EDITS, 2), ids=str)
@@ -330,7 +351,7 @@ def test_no_runtime_field_moves_a_key(plan: Plans, store: Store, tmp_path: Path)
         "runner": "dask",
         "address": "tcp://127.0.0.1:9",
     }
-    others["allow_pickle"] = True
+    others |= {"allow_pickle": True, "codec": "hevc", "quality": 40, "pixel_format": "yuv444p"}
     assert set(others) == set(RuntimeConfig.model_fields)
     assert make_runtime(**others) != make_runtime()
     keys = [node.key for node in plan().nodes]
@@ -380,6 +401,28 @@ def test_an_export_that_is_there_is_not_written_again(plan: Plans, tmp_path: Pat
     file.write_bytes(b"something else")
     run_edit(plan(), file, "direct")
     assert file.read_bytes() == first[1]
+
+
+def test_another_encoding_is_written_anew_from_the_same_edit(plan: Plans, tmp_path: Path) -> None:
+    file = tmp_path / "out.mp4"
+    run_edit(plan(), file, "direct")
+    first = file.read_bytes()
+    result = run_edit(plan(codec="hevc", quality=40), file, "direct")
+    assert all(use.hit for use in result.uses)
+    assert file.read_bytes() != first
+    run_edit(plan(), file, "direct")
+    assert file.read_bytes() == first
+
+
+def test_a_folder_of_pictures_that_is_there_is_not_written_again(plan: Plans, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    run_edit(plan(), folder, "direct")
+    first = (folder / "00003.png").stat()
+    run_edit(plan(), folder, "direct")
+    assert (folder / "00003.png").stat().st_ino == first.st_ino
+    (folder / "00003.png").unlink()
+    run_edit(plan(), folder, "direct")
+    assert len(list(folder.iterdir())) == 7
 
 
 @pytest.mark.slow
