@@ -14,7 +14,8 @@ from .presets import Preset
 
 PREPARING = (
     "video", "model", "loras", "embeddings", "prompt_weighting", "source_prompt", "frames", "size", "steps",
-    "inversion_steps", "inversion_evaluations", "solver", "seed", "keyframe_interval", "keyframe_offsets", "blend", "cuts", "keyframe_placement",
+    "inversion_steps", "inversion_evaluations", "solver", "seed", "keyframe_interval", "keyframe_offsets", "blend",
+    "cuts", "keyframe_placement",
 )  # fmt: skip
 
 _FIELDS: dict[str, Any] = {
