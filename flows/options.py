@@ -22,12 +22,8 @@ from .sidecar import read_sidecar, sidecar_file
 Options = dict[str, Any]
 EDIT = ("preset", *EditConfig.model_fields)
 RUNTIME = tuple(RuntimeConfig.model_fields)
-GIVEN_AS = {
-    "prompts": "prompt",
-    "editor_settings": "set_",
-    "loras": "lora",
-    "embeddings": "embedding",
-}  # option → what the command line calls it
+REPEATED = {"prompts": "prompt", "loras": "lora", "embeddings": "embedding"}
+GIVEN_AS = {**REPEATED, "editor_settings": "set_"}  # option → what the command line calls it
 CANNY_THRESHOLDS = "100-200"  # as `Control` has them
 MASKS = {"mask", "mask_from"}  # which exclude each other
 PATHS = tuple(name for name, field in EditConfig.model_fields.items() if field.annotation in (Path, Path | None))
@@ -55,9 +51,7 @@ def options_of(given: Mapping[str, Any]) -> Options:
     if options["controls"] is None and (given.get("control") or given.get("control_video")):
         thresholds = given.get("canny_thresholds") or CANNY_THRESHOLDS
         options["controls"] = parse_controls(given.get("control") or (), given.get("control_video") or (), thresholds)
-    for name in ("prompts", "loras", "embeddings"):
-        if options[name] is not None:
-            options[name] = tuple(options[name])
+    options |= {name: tuple(value) for name in REPEATED if (value := options[name]) is not None}
     if options["editor_settings"] is not None:
         options["editor_settings"] = parse_settings(options["editor_settings"])
     return {name: value for name, value in options.items() if value is not None}
@@ -66,8 +60,7 @@ def options_of(given: Mapping[str, Any]) -> Options:
 def given_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The other way round: as the command line would have given them."""
     given = {GIVEN_AS.get(name, name): value for name, value in options.items()}
-    if "prompt" in given:
-        given["prompt"] = [*given["prompt"]]
+    given |= {name: [*given[name]] for name in REPEATED.values() if name in given}
     if "set_" in given:
         given["set_"] = [f"{name}={json.dumps(value)}" for name, value in given["set_"].items()]
     if "token_budget" in given:

@@ -157,7 +157,10 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "model no folder": (["--prompt", "a", "--model", "store"], "no model_index.json"),
     "model a video": (["--prompt", "a", "--model", "clip.mp4"], "no .safetensors file"),
     "model unknown id": (["--prompt", "a", "--model", "nobody/nothing"], "cannot be downloaded"),
-    "editor": (["--prompt", "a", "--editor", "pnpp"], "no editor 'pnpp' in stages/editors; have pnp, sdedit"),
+    "editor": (
+        ["--prompt", "a", "--editor", "pnpp"],
+        "no editor 'pnpp' in stages/editors; have controlnet, ddpm, pnp, sdedit",
+    ),
     "setting unknown": (["--prompt", "a", "--set", "foo=1"], "has no setting 'foo'; have attention, feature"),
     "setting out of range": (["--prompt", "a", "--set", "feature=2"], "feature 2: input should be less than"),
     "setting not a number": (["--prompt", "a", "--set", "feature=NaN"], "feature 'NaN': "),
