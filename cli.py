@@ -133,6 +133,9 @@ def edit_options(
         float | None, typer.Option(help="Share of the steps before which guidance is off.")
     ] = None,
     guidance_stop: Annotated[float | None, typer.Option(help="Share of the steps after which guidance is off.")] = None,
+    guidance_rescale: Annotated[
+        float, typer.Option(help="How far contrast that guidance adds is taken back; 0: not at all, 1: wholly.")
+    ] = 0.0,
     feature_reuse: Annotated[
         int | None, typer.Option(help="Every how many steps deep features are computed anew; 1: at every step.")
     ] = None,

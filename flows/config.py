@@ -132,6 +132,10 @@ class EditConfig(Frozen):
     guidance_stop: float = Field(
         1.0, title="Guidance stop", description="share of the steps after which guidance is off", ge=0, le=1
     )
+    guidance_rescale: float = Field(
+        0.0, title="Guidance rescale", description="how far contrast that guidance adds is taken back; 0 not at all",
+        ge=0, le=1,
+    )  # fmt: skip
     feature_reuse: int = Field(
         1, title="Feature reuse", description="every how many steps deep features are computed anew", ge=1, le=10
     )

@@ -414,6 +414,7 @@ class Plan:
                 guidance_scale=self.guidance_scale,
                 guidance_start=config.guidance_start,
                 guidance_stop=config.guidance_stop,
+                guidance_rescale=config.guidance_rescale,
                 feature_reuse=config.feature_reuse,
                 solver=config.solver,
                 editor=editor,

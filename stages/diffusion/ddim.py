@@ -113,6 +113,14 @@ def noised(levels: NoiseLevels, clean: Tensor, noise: Tensor, timestep: int) -> 
     return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
 
 
-def guided(uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598, eq. 6, in the form where 1 is no guidance)."""
-    return torch.lerp(uncond.float(), cond.float(), guidance_scale)
+def guided(uncond: Tensor, cond: Tensor, guidance_scale: float, rescale: float = 0.0) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598, eq. 6, in the form where 1 is no guidance).
+
+    uncond, cond   (frame, channel, height, width)
+    rescale        how far each frame's deviation is led back to that of `cond` (arXiv 2305.08891, eq. 15 and 16)
+    """
+    stronger = torch.lerp(uncond.float(), cond.float(), guidance_scale)
+    if not rescale:
+        return stronger
+    deviation = cond.float().std((1, 2, 3), keepdim=True) / stronger.std((1, 2, 3), keepdim=True)
+    return stronger * torch.lerp(torch.ones_like(deviation), deviation, rescale)

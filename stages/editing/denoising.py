@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -58,14 +58,18 @@ class EditSpec(Frozen):
 
     guidance_start, guidance_stop   shares of the steps between which there is guidance; outside them the prompt's
                                     branch alone is run (Kynkäänniemi et al., arXiv 2404.07724)
+    guidance_rescale                how far guidance is kept from raising contrast, see `ddim.guided`
     feature_reuse                   every how many steps the whole UNet is executed, see `reuse`
     """
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"guidance_rescale"})
 
     prompt: str
     negative_prompt: str = ""
     guidance_scale: float = Field(7.5, ge=0, le=100)
     guidance_start: float = Field(0.0, ge=0, le=1)
     guidance_stop: float = Field(1.0, ge=0, le=1)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
     feature_reuse: int = Field(1, ge=1, le=10)
     editor: editors.EditorChoice
     attended_keyframes: int = Field(8, ge=1, le=4096)  # beyond so many, see `keyframe_groups`
@@ -402,7 +406,11 @@ class Denoiser:
         with patched(self.backbone.unet, processors, hooks, forwards):
             noise = self.backbone.predict_noise(batch, timestep, text, residuals)
         parts = noise.unflatten(0, (branches, len(latents)))
-        return parts[0] if branches == 1 else guided(parts[0], parts[1], conditions.guidance_scale)
+        return (
+            parts[0]
+            if branches == 1
+            else guided(parts[0], parts[1], conditions.guidance_scale, self.spec.guidance_rescale)
+        )
 
     def _reading(self, steps: range) -> Iterator[tuple[Stretch, SourceRead]]:
         """What the stretches of `steps` need of the disk, in order."""
