@@ -709,7 +709,7 @@ def export(
         return
     if output is None or bundle:
         raise InputError("name one thing to write: a video with -o, or a bundle with --bundle")
-    encoding = make_runtime(codec=codec, quality=quality, pixel_format=pixel_format).encoding
+    encoding = make_runtime(codec=codec or "auto", quality=quality, pixel_format=pixel_format).encoding
     written = export_key(open_store(store), key, output, encoding)
     if as_json:
         print_json(written.model_dump(mode="json"))

@@ -244,8 +244,8 @@ class RuntimeConfig(Frozen):
         max_length=500,
     )  # fmt: skip
     token_budget: int = Field(8 << 30, title="Token budget", description="bytes of tokens that may be kept", ge=0)
-    codec: Codec | None = Field(
-        None, title="Codec", description="of the clip; what the ending of its name stands for without it"
+    codec: Literal["auto", Codec] = Field(
+        "auto", title="Codec", description="of the clip; auto: what the ending of its name stands for"
     )
     quality: int | None = Field(
         None, title="Quality", description=f"of the clip, 0 to 100 for every codec; {QUALITY} without it", ge=0, le=100
@@ -258,7 +258,8 @@ class RuntimeConfig(Frozen):
     @property
     def encoding(self) -> Encoding:
         """What clips are written as."""
-        return Encoding(codec=self.codec, quality=self.quality, pixel_format=self.pixel_format)
+        codec = None if self.codec == "auto" else self.codec
+        return Encoding(codec=codec, quality=self.quality, pixel_format=self.pixel_format)
 
 
 def parse_bytes(text: str, option: str = "--token-budget") -> int:

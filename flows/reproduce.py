@@ -36,7 +36,7 @@ def plan_again(
     now = find_model(name, store, runtime.allow_pickle, adapters_of(sidecar.config))
     what = f"the model {name}" + (" with its LoRAs and embeddings" if now.adapters else "")
     _check_bytes(what, now.key, sidecar.model.key, file, "--model NAME")
-    encoded = runtime.model_copy(update=dict(sidecar.encoding))
+    encoded = runtime.model_copy(update={**dict(sidecar.encoding), "codec": sidecar.encoding.codec or "auto"})
     plan = Plan(_config(sidecar, place, name), encoded, store)
     plan.notes = [note for note in (other_software(sidecar),) if note]
     for node, then in zip([node for node in plan.nodes if node.stage in STAGES], sidecar.recipes, strict=True):
