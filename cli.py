@@ -86,10 +86,23 @@ def edit_options(
         str | None, typer.Option(metavar="NAME", help="ddim, or dpmpp_2m: of second order, for fewer steps.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the keyframe schedule and of an editor's noise.")] = 0,
-    editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp or sdedit.")] = "pnp",
+    editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp, sdedit or controlnet.")] = "pnp",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the editor, e.g. feature=0.6.")
     ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND[:MODEL][:STRENGTH[:START-STOP]]",
+            help="For --editor controlnet: canny, softedge, depth, openpose or given, such as canny:DIR:0.8.",
+        ),
+    ] = None,
+    control_video: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE|DIR", help="Control images of a --control given, one per frame.")
+    ] = None,
+    canny_thresholds: Annotated[
+        str, typer.Option(metavar="LOW-HIGH", help="Of the edges that --control canny finds.")
+    ] = "100-200",
     guidance_scale: Annotated[
         float | None,
         typer.Option(help="Classifier-free guidance, 1 is none; 7.5 or what the model advises without it."),
@@ -120,10 +133,23 @@ def edit_options(
     keyframe_offsets: Annotated[
         int | None, typer.Option(help="Places in an interval that a keyframe may have; 2 without it.")
     ] = None,
+    cuts: Annotated[
+        str,
+        typer.Option(metavar="auto|none|N,N…", help="Where new shots begin: as found, nowhere, or at these frames."),
+    ] = "auto",
+    keyframe_placement: Annotated[
+        str, typer.Option(metavar="NAME", help="interval, or adaptive: shorter intervals where more moves.")
+    ] = "interval",
     attended_keyframes: Annotated[int, typer.Option(help="Beyond so many, not all keyframes attend to all.")] = 8,
     blend: Annotated[
         str, typer.Option(help="How two keyframes are mixed: linear, sigmoid, nearest or previous.")
     ] = "linear",
+    deflicker: Annotated[
+        float, typer.Option(help="0 to 1: how far patches of the picture are drawn to their keyframes' colours.")
+    ] = 0.0,
+    match_colours: Annotated[
+        float, typer.Option(help="0 to 1: how far pictures are moved to the source's colours on the whole.")
+    ] = 0.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     frames_per_pass: Annotated[
         int | None, typer.Option(help="Frames the model sees at once, memory only; as many as fit without it.")
@@ -149,11 +175,15 @@ def edit_options(
     ] = None,
     store: StoreOption = None,
     cache_size: CacheOption = None,
-) -> "Plan":
-    """Read the options that run, plan and preview share, and plan the run."""
+) -> None:
+    """The options that run, plan, preview and others share: a signature and nothing else."""
+
+
+def planned(given: dict[str, Any]) -> "Plan":
+    """The plan of a run, from the values of `edit_options` by name."""
     from flows.plan import Plan
 
-    return Plan(*configs(locals()), open_store(store))
+    return Plan(*configs(given), open_store(given["store"]))
 
 
 def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
@@ -185,7 +215,7 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
             arguments = {p.name: given[p.name] for p in own}
             options = _complete({p.name: given[p.name] for p in shared}, context) if shared else {}
             if "plan" in named:
-                arguments["plan"] = edit_options(**options)
+                arguments["plan"] = planned(options)
             if "given" in named:
                 arguments["given"] = options
             function(**arguments)
@@ -405,16 +435,16 @@ def sweep(
     from flows.run_sweep import plan_sweep, run_sweep
     from flows.terminal import Bars, say, stdout, sweep_plan_table, sweep_table
 
-    planned = plan_sweep(given, _changed(given), prompts, grid or (), open_store(given["store"]))
+    ready = plan_sweep(given, _changed(given), prompts, grid or (), open_store(given["store"]))
     if only_plan:
         if as_json:
-            print_json(planned.to_json())
+            print_json(ready.to_json())
             return
-        stdout.print(sweep_plan_table(planned.ahead))
-        print(planned.ahead.sentence())
+        stdout.print(sweep_plan_table(ready.ahead))
+        print(ready.ahead.sentence())
         return
     with Bars() as bars:
-        swept = run_sweep(planned, output, {"flow": flow, "clip_model": clip_model}, _checked_engine(engine), say, bars)
+        swept = run_sweep(ready, output, {"flow": flow, "clip_model": clip_model}, _checked_engine(engine), say, bars)
     if as_json:
         print_json(swept.to_json())
     else:
@@ -430,7 +460,7 @@ def _changed(given: dict[str, Any]) -> list[str]:
     """Options of an edit that were given another value than the one they have without being given."""
     defaults = {p.name: p.default for p in inspect.signature(edit_options).parameters.values()}
     return ["--set" if name == "set_" else "--" + name.replace("_", "-") for name, value in given.items()
-            if name != "video" and value != defaults[name]]  # fmt: skip
+            if name in defaults and name != "video" and value != defaults[name]]  # fmt: skip
 
 
 FolderOption = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from .config import EditConfig, RuntimeConfig
+from .controls import Control
 
 
 def run_command(
@@ -18,9 +19,10 @@ def run_command(
     options = [("--prompt", prompt) for prompt in config.prompts]
     for name, field in EditConfig.model_fields.items():
         value = getattr(config, name)
-        if name not in ("video", "prompts", "editor_settings") and value != field.default:
+        if name not in ("video", "prompts", "editor_settings", "controls") and value != field.default:
             options.append((_option(name), str(value)))
     options += [("--set", f"{name}={value}") for name, value in config.editor_settings.items()]
+    options += [option for control in config.controls for option in _control(control)]
     for name, field in RuntimeConfig.model_fields.items():
         value = getattr(runtime, name, field.default)
         if value != field.default:
@@ -28,6 +30,13 @@ def run_command(
     options += [("-o", output)] if output else []
     words = [shlex.join(option) for option in (("tf", "run", str(config.video)), *options, ("--store", store))]
     return (" \\\n  " if wrapped else " ").join(words)
+
+
+def _control(control: Control) -> list[tuple[str, str]]:
+    video = [("--control-video", str(control.video))] if control.video else []
+    edges = (control.low, control.high)
+    thresholds = [] if edges == (100, 200) else [("--canny-thresholds", "-".join(map(str, edges)))]
+    return [("--control", control.written), *video, *thresholds]
 
 
 def _option(name: str) -> str:

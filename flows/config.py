@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from stages.diffusion.choices import Blend, Solver
+from stages.diffusion.choices import Blend, Placement, Solver
 from store.errors import InputError
 from store.guard import CONTROLS
 from store.schemas import Frozen
 
+from .controls import Control
 from .presets import PRESETS
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -106,6 +107,9 @@ class EditConfig(Frozen):
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)
     editor: str = Field("pnp", title="Editor", description="the editing base", json_schema_extra=editor_names)
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings", description="its own settings by name")
+    controls: tuple[Control, ...] = Field(
+        (), title="Controls", description="of the editor controlnet: what holds the layout", max_length=8
+    )
     guidance_scale: float | None = Field(
         None, title="Guidance scale", description="1 is none; 7.5 or what the model advises without it", ge=0, le=100
     )
@@ -134,10 +138,26 @@ class EditConfig(Frozen):
     keyframe_offsets: int = Field(
         2, title="Keyframe offsets", description="places in an interval a keyframe may have", ge=1, le=64
     )
+    cuts: str = Field(
+        "auto", title="Cuts", description="auto, none, or frames at which a new shot begins, such as 12,48; no frame "
+        "follows a keyframe of another shot",
+        json_schema_extra={"pattern": r"^(auto|none|\d+(,\d+)*)$", "examples": ["auto", "12,48"]},
+    )  # fmt: skip
+    keyframe_placement: Placement = Field(
+        "interval", title="Keyframe placement", description="interval, or adaptive: shorter intervals where more moves"
+    )
     attended_keyframes: int = Field(
         8, title="Attended keyframes", description="beyond so many, not all attend to all", ge=1, le=4096
     )
     blend: Blend = Field("linear", title="Blend", description="how two keyframes are mixed")
+    deflicker: float = Field(
+        0.0, title="Deflicker", description="how far patches of the picture are drawn to their keyframes' colours; 0: "
+        "not at all", ge=0, le=1,
+    )  # fmt: skip
+    match_colours: float = Field(
+        0.0, title="Match colours", description="how far pictures are moved to the source's colours on the whole; 0: "
+        "not at all", ge=0, le=1,
+    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod

@@ -36,34 +36,43 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
     source: dict[str, Any] = {"latents": prepared.latents, "field": prepared.field, "tokens": prepared.tokens}
     if prepared.mask is not None:
         source["mask"] = prepared.mask
+    source |= {f"control_{number}": step for number, step in enumerate(prepared.controls)}
 
     def keyframes(part: range, scratch: Kept, **inputs: Artifact) -> Blocks:
         return edit_keyframes.run(
-            keyframe_node.spec, part, timesteps=plan.timesteps, backbone=session.backbone, scratch=scratch, **inputs
-        )
+            keyframe_node.spec, part, timesteps=plan.timesteps, backbone=session.backbone, scratch=scratch,
+            **_gathered(inputs),
+        )  # fmt: skip
 
     def propagate(part: range, scratch: Kept, **inputs: Artifact) -> Blocks:
         return propagate_tokens.run(
             edit_node.spec, part, edit=keyframe_node.spec, timesteps=plan.timesteps, backbone=session.backbone,
-            scratch=scratch, **inputs,
+            scratch=scratch, **_gathered(inputs),
         )  # fmt: skip
 
     def together(part: range, put: Along, scratch: Kept, **inputs: Artifact) -> Blocks:
         return propagate_tokens.run_whole(
             edit_node.spec, part, edit=keyframe_node.spec, timesteps=plan.timesteps, backbone=session.backbone,
-            put_keyframes=put, editing_keyframes=put.working, scratch=scratch, **inputs,
+            put_keyframes=put, editing_keyframes=put.working, scratch=scratch, **_gathered(inputs),
         )  # fmt: skip
 
     prompts = (keyframe_node.spec.prompt, keyframe_node.spec.negative_prompt)
     keyframe_edit = session.stage(keyframe_node, keyframes, prompts=prompts, scratch=True, **source)
     # Where a preview has made the keyframes they are continued; else all frames are denoised at once, which runs every
     # joint pass once instead of twice.
-    continued = session.stage(edit_node, propagate, scratch=True, keyframe_edit=keyframe_edit, **source)
+    colours: dict[str, Any] = {"frames": prepared.frames} if edit_node.spec.match_colours else {}
+    continued = session.stage(edit_node, propagate, scratch=True, keyframe_edit=keyframe_edit, **source, **colours)
     at_once = session.fused(edit_node, keyframe_node, together, prompts=prompts, scratch=True, **source)
 
     def propagated() -> Artifact:
-        if session.engine.apart:
-            keyframe_edit()  # its windows are done side by side, each from the keyframes
+        if session.engine.apart or edit_node.spec.finishes:
+            keyframe_edit()  # its windows are done side by side, each from the keyframes or their pictures
         return continued() if session.find(keyframe_node) else at_once()
 
     return keyframe_edit, Step(session, edit_node, propagated)
+
+
+def _gathered(inputs: dict[str, Artifact]) -> dict[str, Any]:
+    """The inputs of an edit by role, the control images of its ControlNets as one list."""
+    controls = [inputs[role] for role in sorted(inputs) if role.startswith("control_")]
+    return {role: held for role, held in inputs.items() if not role.startswith("control_")} | {"controls": controls}

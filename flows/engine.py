@@ -228,7 +228,7 @@ def answers(url: str) -> bool:
 
 def needs_model(plan: Plan, *, preview: bool = False) -> bool:
     """Whether computing what a run (or a preview) lacks takes the model: all but decoding and matching kept tokens."""
-    without = {"decode_frames"} | ({"match_tokens"} if plan.keeps_tokens else set())
+    without = {"decode_frames", "control_frames"} | ({"match_tokens"} if plan.keeps_tokens else set())
     return any(node.stage not in without for node in plan.to_compute(preview=preview))
 
 

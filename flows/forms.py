@@ -14,7 +14,7 @@ from .presets import Preset
 
 PREPARING = (
     "video", "model", "source_prompt", "frames", "size", "steps", "inversion_steps", "inversion_evaluations", "solver",
-    "seed", "keyframe_interval", "keyframe_offsets", "blend",
+    "seed", "keyframe_interval", "keyframe_offsets", "blend", "cuts", "keyframe_placement",
 )  # fmt: skip
 
 _FIELDS: dict[str, Any] = {

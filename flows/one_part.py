@@ -21,6 +21,7 @@ from .edit import edit_one
 from .places import store_at
 from .plan import Node, Plan
 from .prepare import prepare
+from .shots import written_cuts
 from .tasks import Quiet, Session, Step
 from .videos import KnownVideo
 
@@ -47,11 +48,12 @@ def given(plan: Plan) -> dict[str, Any]:
     """All that a worker has to know of a run: small, plain JSON, and no secret."""
     import torch
 
-    # The device is decided where the run is: workers that decide for themselves might disagree.
+    # The device and the cuts are decided where the run is: workers that decide for themselves might disagree.
     runtime = plan.runtime.model_copy(update={"device": plan.device, "runner": "here", "address": None})
+    cuts = written_cuts(plan.match.spec.cuts, plan.decode.spec)
     return {
         "threads": torch.get_num_threads(),  # the last bits of a sum depend on how many there are
-        "config": plan.config.model_dump(mode="json"),
+        "config": plan.config.model_copy(update={"cuts": cuts}).model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
         "store": plan.store.place,
         "video": KnownVideo(key=plan.video_key, info=plan.video, mask_key=plan.mask_key).model_dump(mode="json"),

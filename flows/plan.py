@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import (
+    control_frames,
     decode_frames,
     edit_keyframes,
     editors,
@@ -25,8 +26,9 @@ from stages import (
     read_masks,
 )
 from stages.backbones.layout import ModelLayout
-from stages.diffusion.chunks import blocks_of
+from stages.diffusion.chunks import FRAMES_PER_BLOCK
 from stages.diffusion.ddim import inversion_timesteps, timesteps
+from stages.diffusion.keyframes import adaptive_starts
 from stages.editing.resuming import STATES_KEPT
 from stages.media.video import choose_size, parse_frames
 from store.artifact import Artifact
@@ -37,7 +39,10 @@ from store.schemas import Frozen, Schema, Variable
 from store.store import Store
 
 from .config import EditConfig, RuntimeConfig
+from .controls import Control, find_control
+from .masks import mask_key, mask_recipe
 from .models import ModelFiles, find_model, geometry_of, layout_of
+from .shots import SeenClip, parse_cuts, written_cuts
 from .videos import KnownVideo
 
 STAGES: Mapping[str, Any] = {
@@ -48,7 +53,12 @@ STAGES: Mapping[str, Any] = {
     "edit_keyframes": edit_keyframes,
     "propagate_tokens": propagate_tokens,
 }
-MASK_STAGES: Mapping[str, Any] = {"read_masks": read_masks, "find_masks": find_masks}
+STAGES_BESIDE: Mapping[str, Any] = {
+    "control_frames": control_frames,
+    "read_masks": read_masks,
+    "find_masks": find_masks,
+}
+"""Stages that not every run has."""
 GUIDANCE_SCALE = 7.5  # as in the paper, where neither the user nor the model says otherwise
 
 
@@ -76,7 +86,7 @@ class Plan:
         self._found: dict[str, Artifact] = {}
         known = video or KnownVideo.of(config.video, store)
         self.video, self.video_key = known.info, known.key
-        self.mask_key = known.mask_key or self._mask_key()
+        self.mask_key = known.mask_key or mask_key(config, store)
         self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle)
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
@@ -121,6 +131,7 @@ class Plan:
             extract_tokens.Spec(prompt=config.source_prompt),
             {"latents": self.invert.key.hex, "model": self.model.key},
         )
+        cuts = self._cuts()
         self.match = self._node(
             "match_tokens",
             match_tokens.Spec(
@@ -128,15 +139,19 @@ class Plan:
                 keyframe_offsets=min(config.keyframe_offsets, config.keyframe_interval),
                 blend=config.blend,
                 seed=config.seed,
+                cuts=cuts,
+                interval_starts=self._interval_starts(cuts),
             ),
             {"tokens": self.extract.key.hex},
         )
-        self.mask = self._mask(geometry.multiple)
+        recipe = mask_recipe(self, geometry.multiple)
+        self.mask = self._node(*recipe) if recipe else None
         advised = self.model.advice.guidance_scale
         self.guidance_scale = next(
             scale for scale in (config.guidance_scale, advised, GUIDANCE_SCALE) if scale is not None
         )
         editor = editors.choose(config.editor, self._editor_settings())
+        self.controls = ControlPlan(self)
         self.edits = [self._edit(prompt, editor) for prompt in dict.fromkeys(config.prompts)]
 
     @property
@@ -148,9 +163,9 @@ class Plan:
     @property
     def nodes(self) -> list[Node]:
         """All artifacts, in DAG order."""
-        mask = [self.mask] if self.mask else []
-        edits = [node for pair in self.edits for node in pair]
-        return [self.decode, self.invert, self.extract, self.match, *mask, *edits]
+        beside = [self.mask] if self.mask else []
+        prepared = [self.decode, *self.controls.nodes, self.invert, self.extract, self.match, *beside]
+        return [*prepared, *(node for pair in self.edits for node in pair)]
 
     @cached_property
     def keys(self) -> dict[str, ArtifactKey]:
@@ -179,10 +194,12 @@ class Plan:
         if node.stage == "decode_frames":
             return decode_frames.outputs(node.spec, video=self.video)
         frames, latents = self._frames, self._latents
+        if node.stage == "control_frames":
+            return control_frames.outputs(node.spec, frames=frames)
         if node.stage == "invert_frames":
             return latents
-        if node.stage in MASK_STAGES:
-            masks: Schema = MASK_STAGES[node.stage].outputs(node.spec, frames=frames)
+        if node is self.mask:
+            masks: Schema = STAGES_BESIDE[node.stage].outputs(node.spec, frames=frames)
             return masks
         if node.stage == "extract_tokens":
             return extract_tokens.outputs(node.spec, latents=latents, layout=self.layout, keep_tokens=self.keeps_tokens)
@@ -284,8 +301,6 @@ class Plan:
     def units(self, node: Node) -> int:
         """Units of work of a node, for progress: UNet passes of one frame and branch, or blocks."""
         frames, steps = self.frames, len(self.timesteps)
-        if node.stage == "read_masks":
-            return len(blocks_of(frames))
         if node.stage == "find_masks":
             trained = self.layout.schedule.num_train_timesteps
             return frames * len(find_masks.steps_read(self.timesteps, trained))
@@ -294,6 +309,8 @@ class Plan:
         if node.stage == "invert_frames":
             checked = len(invert_frames.checked_frames(frames))
             return frames * int(node.spec.num_inversion_steps) * int(node.spec.evaluations) + checked * steps
+        if node.stage in ("control_frames", "read_masks"):
+            return -(-frames // FRAMES_PER_BLOCK)
         if node.stage in ("extract_tokens", "match_tokens"):
             return frames * steps
         support = len(self.schema(self.match).coordinates["support"])
@@ -314,7 +331,7 @@ class Plan:
         drawn = match_tokens.drawn_keyframes(matched, self.frames, steps)
         support = self.schema(self.match).coordinates["support"]
         each = [
-            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes)
+            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes, matched.cuts)
             for piece in pieces
         ]
         passed = [sum(rows) for rows in zip(*each, strict=True)]
@@ -340,10 +357,10 @@ class Plan:
 
     def _above(self, node: Node) -> list[Node]:
         """The artifacts that computing a node reads, or writes along with its own."""
-        source = [self.invert, self.extract, self.match]
+        source = [*self.controls.nodes, self.invert, self.extract, self.match]
         if node.stage == "decode_frames":
             return []
-        if node.stage == "invert_frames":
+        if node.stage in ("invert_frames", "control_frames"):
             return [self.decode]
         if node.stage == "extract_tokens":
             return [self.invert]
@@ -356,7 +373,30 @@ class Plan:
         source += [self.mask] if self.mask else []
         if node.stage == "edit_keyframes":
             return source
-        return [*source, next(keyframes for keyframes, edit in self.edits if edit is node)]
+        frames = [self.decode] if node.spec.match_colours else []
+        return [*frames, *source, next(keyframes for keyframes, edit in self.edits if edit is node)]
+
+    def _cuts(self) -> tuple[int, ...]:
+        """The frames of the clip at which a new shot begins, as they were asked for; what was found is said."""
+        asked, spec = self.config.cuts, self.decode.spec
+        if asked == "none":
+            return ()
+        if asked != "auto":
+            return parse_cuts(asked, spec, self.expected_frames)
+        cuts = SeenClip(spec, self.decode.key, self.source, self.store).cuts()
+        if cuts:
+            self.notes.append(
+                f"{len(cuts) + 1} shots: new ones begin at {written_cuts(cuts, spec)}; if not so, say --cuts none, or "
+                "at which frames"
+            )
+        return cuts
+
+    def _interval_starts(self, cuts: tuple[int, ...]) -> tuple[int, ...]:
+        """Where keyframe intervals begin, if it is not every so many frames."""
+        if self.config.keyframe_placement == "interval":
+            return ()
+        motion = SeenClip(self.decode.spec, self.decode.key, self.source, self.store).motion()
+        return tuple(adaptive_starts(motion, cuts, self.config.keyframe_interval))
 
     def _edit(self, prompt: str, editor: editors.EditorChoice) -> tuple[Node, Node]:
         config = self.config
@@ -378,42 +418,21 @@ class Plan:
                 "tokens": self.extract.key.hex,
                 "field": self.match.key.hex,
                 "model": self.model.key,
+                **self.controls.inputs,
                 **({"mask": self.mask.key.hex} if self.mask else {}),
             },
             prompt,
         )
         return keyframes, self._node(
-            "propagate_tokens", propagate_tokens.Spec(), {"keyframe_edit": keyframes.key.hex}, prompt
+            "propagate_tokens",
+            propagate_tokens.Spec(deflicker=config.deflicker, match_colours=config.match_colours),
+            {"keyframe_edit": keyframes.key.hex},
+            prompt,
         )
 
     def _node(self, stage: str, spec: Frozen, inputs: dict[str, str], prompt: str | None = None) -> Node:
-        version = {**STAGES, **MASK_STAGES}[stage].VERSION
+        version = {**STAGES, **STAGES_BESIDE}[stage].VERSION
         return Node(stage, spec, ArtifactKey.of(stage, version, spec, inputs), prompt)
-
-    def _mask_key(self) -> str | None:
-        """ "blake3:" and the hash of the files that the mask is drawn in; None where none is."""
-        if self.config.mask is None:
-            return None
-        return f"blake3:{self.store.sequence_hash(read_masks.mask_files(self.config.mask))}"
-
-    def _mask(self, latent_pixel: int) -> Node | None:
-        """Where the edit may change the picture: drawn by the user, or found by a word; None: everywhere.
-
-        latent_pixel   side in pixels: the width of the soft edge where none is asked for
-        """
-        config, size = self.config, {"width": self.decode.spec.width, "height": self.decode.spec.height}
-        feather = latent_pixel if config.mask_feather is None else config.mask_feather
-        if config.mask is not None:
-            assert self.mask_key is not None, "a mask that is drawn has a key"
-            spec = read_masks.Spec(start=self.decode.spec.start, step=self.decode.spec.step, feather=feather, **size)
-            inputs = {"mask": self.mask_key, "frames": self.decode.key.hex}
-            return self._node("read_masks", spec, inputs)
-        if config.mask_from is not None:
-            words = config.mask_words
-            found = find_masks.Spec(prompt=config.source_prompt or words, words=words, feather=feather, **size)
-            inputs = {"latents": self.invert.key.hex, "model": self.model.key}
-            return self._node("find_masks", found, inputs)
-        return None
 
     def _editor_settings(self) -> dict[str, Any]:
         advised = self.model.advice.editors.get(self.config.editor, {})
@@ -423,8 +442,10 @@ class Plan:
         if used:
             self.notes.append("as this model advises: " + ", ".join(f"{name} {value}" for name, value in used.items()))
         settings = advised | self.config.editor_settings
-        if self.config.editor == "sdedit":
+        if self.config.editor in ("sdedit", "controlnet"):
             settings.setdefault("seed", self.config.seed)
+        if self.config.editor == "controlnet":
+            settings["controls"] = [control.share for control in self.config.controls]
         return settings
 
     def _check_steps(self) -> None:
@@ -435,6 +456,64 @@ class Plan:
             inversion_timesteps(self.timesteps, config.inversion_steps or config.steps)
         except ValueError as error:
             raise InputError(f"--inversion-steps {config.inversion_steps}: {error}") from None
+
+
+class ControlPlan:
+    """The ControlNets of a run and their control images, each artifact once.
+
+    files   of each ControlNet          shown   the artifact that each is shown, in the same order
+    raises  InputError where one cannot be had or does not fit, or --control and --editor do not go together
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, controls = plan, plan.config.controls
+        if bool(controls) != (plan.config.editor == "controlnet"):
+            raise InputError(
+                "--control is of --editor controlnet; say both" if controls
+                else "--editor controlnet needs a control; say for example --control canny"
+            )  # fmt: skip
+        self.files = [find_control(control, plan.model, plan.store, plan.runtime.allow_pickle) for control in controls]
+        self.videos: dict[str, Path] = {}  # key in hex → the control video
+        self.shown = [self._node(control) for control in controls]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Each artifact once."""
+        return list({node.key.hex: node for node in self.shown}.values())
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What they add to the key of an edit."""
+        shown = {f"control_{number}": node.key.hex for number, node in enumerate(self.shown)}
+        return shown | {f"controlnet_{number}": files.key for number, files in enumerate(self.files)}
+
+    def _node(self, control: Control) -> Node:
+        plan = self.plan
+        if control.video is not None:
+            node = plan._node(
+                "control_frames", control_frames.Spec(detector="given"), {"given": self._decoded(control.video)}
+            )
+            self.videos[node.key.hex] = control.video
+            return node
+        spec = control_frames.Spec(detector=control.kind, low=control.low, high=control.high)
+        control_frames.check_installed(spec.detector)
+        return plan._node("control_frames", spec, {"frames": plan.decode.key.hex})
+
+    def _decoded(self, video: Path) -> str:
+        """The key that decoding a control video as the video itself is decoded would have."""
+        plan, known = self.plan, KnownVideo.of(video, self.plan.store)
+        spec, info = plan.decode.spec, known.info
+        if info.declared_frames != plan.video.declared_frames:
+            raise InputError(
+                f"--control-video {video} has {info.declared_frames} frames and the video has "
+                f"{plan.video.declared_frames}; give one control image per frame"
+            )
+        if (info.width, info.height) != (spec.width, spec.height):
+            raise InputError(
+                f"--control-video {video} is {info.width}×{info.height} and the edit {spec.width}×{spec.height}; give "
+                "control images of the edit's size, or choose it with --size"
+            )
+        return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, {"video": known.key}).hex
 
 
 def _sized(variable: Variable, frames: int) -> Variable:

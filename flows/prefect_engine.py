@@ -86,7 +86,7 @@ class PrefectEngine:
 
     def _tags(self, node: Node) -> set[str]:
         """The stage; and for a Prefect concurrency limit what runs the model says on which device."""
-        device = set() if node.stage == "decode_frames" else {self.plan.device}
+        device = set() if node.stage in ("decode_frames", "control_frames") else {self.plan.device}
         return {f"stage:{node.stage}"} | device
 
 

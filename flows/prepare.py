@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages import decode_frames, extract_tokens, find_masks, invert_frames, match_tokens, read_masks
+from stages import control_frames, decode_frames, extract_tokens, find_masks, invert_frames, match_tokens, read_masks
 from store.artifact import Artifact
 from store.schemas import Blocks
 
+from .plan import Node
 from .tasks import Along, Session, Step, counted
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Prepared:
     latents: Step
     tokens: Step
     field: Step
+    controls: list[Step]  # per ControlNet its control images
     mask: Step | None
 
 
@@ -76,6 +78,17 @@ def prepare(session: Session) -> Prepared:
         source = extract_tokens.SourcePass(plan.extract.spec, latents, plan.timesteps, session.backbone, put)
         return match(part, Extracted(source, put))
 
+    def control(node: Node) -> Step:
+        def see(part: range, frames: Artifact) -> Blocks:
+            return counted(control_frames.run(node.spec, part, frames=frames), session.progress)
+
+        def take(part: range) -> Blocks:
+            pictures = decode_frames.run(plan.decode.spec, part, video=plan.controls.videos[node.key.hex])
+            given = control_frames.run_given(node.spec, part, pictures=pictures, frames=plan.frames)
+            return counted(given, session.progress)
+
+        return session.stage(node, take) if node.spec.detector == "given" else session.stage(node, see, frames=frames)
+
     frames = session.stage(plan.decode, decode)
     latents = session.stage(plan.invert, invert, prompts=(plan.config.source_prompt,), frames=frames)
     tokens = session.stage(plan.extract, extract, latents=latents)
@@ -83,20 +96,22 @@ def prepare(session: Session) -> Prepared:
         field = session.stage(plan.match, match_stored, tokens=tokens)
     else:  # all tokens would not fit the budget: they are matched one timestep at a time, and never touch the disk
         field = session.fused(plan.match, plan.extract, match_as_extracted, latents=latents)
-    return Prepared(frames, latents, tokens, field, _mask(session, frames, latents))
+    controls = {node.key.hex: control(node) for node in plan.controls.nodes}
+    shown = [controls[node.key.hex] for node in plan.controls.shown]
+    return Prepared(frames, latents, tokens, field, shown, _mask(session, frames, latents))
 
 
 def _mask(session: Session, frames: Step, latents: Step) -> Step | None:
-    """Where the edit may change the picture; None where it may everywhere."""
+    """The mask's artifact; None where everything is edited."""
     plan, node = session.plan, session.plan.mask
     if node is None:
         return None
-    place = plan.config.mask
 
     def read(part: range, frames: Artifact) -> Blocks:
-        assert place is not None, "a mask is read from somewhere"
+        assert plan.config.mask is not None, "a mask is read from somewhere"
         aspect = plan.video.width / plan.video.height
-        masks = read_masks.run(node.spec, part, frames=frames["rgb"].shape[0], mask=place, aspect=aspect)
+        count = frames["rgb"].shape[0]
+        masks = read_masks.run(node.spec, part, frames=count, mask=plan.config.mask, aspect=aspect)
         return counted(masks, session.progress)
 
     def find(part: range, latents: Artifact) -> Blocks:

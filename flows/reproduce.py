@@ -12,7 +12,7 @@ from store.store import Store
 
 from .config import EditConfig, RuntimeConfig, make_config
 from .models import find_model
-from .plan import Plan
+from .plan import STAGES, Plan
 from .run import Result
 from .sidecar import Sidecar, read_sidecar
 
@@ -37,7 +37,7 @@ def plan_again(
     )
     plan = Plan(_config(sidecar, place, name), runtime, store)
     plan.notes = [note for note in (other_software(sidecar),) if note]
-    for node, then in zip(plan.nodes, sidecar.recipes, strict=True):
+    for node, then in zip([node for node in plan.nodes if node.stage in STAGES], sidecar.recipes, strict=True):
         _check_recipe(then, node.key, sidecar, file)
     return plan, sidecar
 

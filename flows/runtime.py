@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from stages.backbones.controlnet import load_controlnet
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
 from stages.diffusion.heaps import share_heaps
 from store.errors import InputError
@@ -35,7 +36,9 @@ def load_backbone(plan: Plan) -> StableDiffusion:
     if wanted not in kept:
         kept.clear()  # before another is loaded: a GPU may not hold two
         kept[wanted] = load(plan.model.load_from, runtime)
-    return kept[wanted]
+    backbone = kept[wanted]
+    backbone.controls = [load_controlnet(files.folder, plan.device, runtime.dtype) for files in plan.controls.files]
+    return backbone
 
 
 def check_device(plan: Plan) -> None:

@@ -179,7 +179,7 @@ def progress_key(stage: str, video: str) -> str:
 
 def counted_in(node: Node, plan: Plan) -> tuple[int, str]:
     """What people count a stage in, and how many of them it has: frames that are decoded, or steps."""
-    if node.stage == "decode_frames":
+    if node.stage in ("decode_frames", "control_frames"):
         return plan.frames, "frames"
     if node.stage == "invert_frames":
         return int(node.spec.num_inversion_steps) * len(plan.schema(node).divided()), "steps"

@@ -18,7 +18,9 @@ from store.layout import write_whole
 from store.schemas import Frozen
 
 from .config import EditConfig
+from .controls import Control
 from .plan import STAGES, Node, Plan
+from .shots import written_cuts
 
 FORMAT: Literal[1] = 1
 
@@ -36,7 +38,7 @@ class Sidecar(Frozen):
     run        id of the saved run, for `tf report`; none where the store kept none
     clip       the mp4, and the blake3 of its bytes
     software   versions, device and commit that made the edit
-    recipes    of each stage, in the order of the method; the hash of each is the stage's key
+    recipes    of each stage that every edit has, in the order of the method; the hash of each is the stage's key
     digest     of the edit's artifact: what came out, whatever the mp4 encoder
     """
 
@@ -53,8 +55,7 @@ class Sidecar(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Sidecar:
-        named = [recipe.stage for recipe in self.recipes]
-        if [stage for stage in named if stage in STAGES] != list(STAGES) or len(named) != len(set(named)):
+        if [recipe.stage for recipe in self.recipes] != list(STAGES):
             raise ValueError("its recipes are not those of the stages")
         if {recipe.stage: recipe.hex for recipe in self.recipes} != self.keys:
             raise ValueError("its recipes do not give its keys")
@@ -63,7 +64,7 @@ class Sidecar(Frozen):
     @classmethod
     def of(cls, plan: Plan, keyframes: Node, edit: Artifact, clip: Path) -> Sidecar:
         """What to put beside `clip`, into which `edit` was written."""
-        shared = [node.key for node in plan.nodes if node.prompt is None]
+        shared = [node.key for node in (plan.decode, plan.invert, plan.extract, plan.match)]
         recipes = (*shared, keyframes.key, edit.record.recipe)
         return cls(
             clip=NamedFile(name=clip.name, key=f"blake3:{plan.store.file_hash(clip)}"),
@@ -127,15 +128,24 @@ def check_sidecar_place(clip: Path) -> None:
 
 
 def resolved(plan: Plan, keyframes: Node) -> EditConfig:
-    """The configuration of one edit alone, with what the model advised and every editor setting written out."""
+    """The configuration of one edit alone, with what was advised, found or left to an editor written out."""
     return plan.config.anywhere().model_copy(
         update={
             "prompts": (keyframes.spec.prompt,),
             "model": model_place(plan),
             "guidance_scale": plan.guidance_scale,
-            "editor_settings": keyframes.spec.editor.settings,
+            "editor_settings": {k: v for k, v in keyframes.spec.editor.settings.items() if k != "controls"},
+            "controls": tuple(_anywhere(control) for control in plan.config.controls),
+            "cuts": written_cuts(plan.match.spec.cuts, plan.decode.spec),
         }
     )
+
+
+def _anywhere(control: Control) -> Control:
+    """A control as it can be named from any folder."""
+    model = Path(control.model).expanduser()
+    named = str(model.absolute()) if control.model and model.exists() else control.model
+    return control.model_copy(update={"model": named, "video": control.video and control.video.absolute()})
 
 
 def model_place(plan: Plan) -> str:

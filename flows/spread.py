@@ -34,7 +34,11 @@ from stages.diffusion.checks import NonFiniteLatents
 from store.errors import InputError, SchemaError, SilentPlaceError, StoreError, StorePlaceError, TokenflowError
 from store.parts import adopt_part
 
-READ_HERE = ("decode_frames", "read_masks")  # stages that read files which only this machine is known to have
+READ_HERE = (
+    "decode_frames",
+    "control_frames",
+    "read_masks",
+)  # stages that read files which only this machine is known to have
 TRIES = 3  # for a part whose files are lost or damaged on their way
 SECONDS_BETWEEN_LOOKS = 3  # of a worker, at whether the run is over
 ERRORS: dict[str, type[TokenflowError]] = {

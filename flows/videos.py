@@ -17,6 +17,8 @@ from store.schemas import Frozen
 from store.store import Store
 from store.summaries import Summary
 
+from .shots import written_cuts
+
 
 class KnownVideo(Frozen):
     """A video as a plan sees it: so a plan can be made where the file is not.
@@ -129,6 +131,8 @@ def _preparation(store: Store, field: Summary, tokens: Summary, latents: Summary
         "inversion_steps": invert.num_inversion_steps, "inversion_evaluations": invert.evaluations,
         "solver": invert.solver, "seed": match.seed, "keyframe_interval": match.keyframe_interval,
         "keyframe_offsets": match.keyframe_offsets, "blend": match.blend,
+        "cuts": written_cuts(match.cuts, decode),
+        "keyframe_placement": "adaptive" if match.interval_starts else "interval",
     }  # fmt: skip
     count = frames.sizes.get("frame") or stop
     words = [Path(name).stem, f"{count} frames", f"{decode.width}×{decode.height}", Path(model).name]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["judge_file", "model_folder"]
+__all__ = ["control_folder", "judge_file", "model_folder"]
 
 
 def model_folder() -> Path:
@@ -13,3 +13,8 @@ def model_folder() -> Path:
 def judge_file() -> Path:
     """The shipped judge weights (safetensors), which ``pocket.judge.load_judge`` reads."""
     return Path(__file__).parent / "judge.safetensors"
+
+
+def control_folder() -> Path:
+    """The shipped ControlNet of Canny edges: a folder that ``ControlNetModel.from_pretrained`` reads."""
+    return Path(__file__).parent / "control"

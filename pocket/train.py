@@ -124,7 +124,7 @@ class Worker:
             p.data.copy_(mean.view_as(p))
 
 
-def _generator(*key: object) -> torch.Generator:
+def seeded(*key: object) -> torch.Generator:
     """A CPU generator seeded by the key's words alone, the same on every machine."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
@@ -170,7 +170,7 @@ def _checkpoint(run: Path, stage: str, step: int, rank: int, workers: int) -> Pa
     return run / f"{stage}-{step:06d}-{rank}-of-{workers}.pt"
 
 
-def _fit(
+def fit(
     stage: str,
     module: nn.Module,
     loss_of: Callable[[torch.Generator], Tensor],
@@ -199,7 +199,7 @@ def _fit(
     for step in range(first, last):
         for group in optimizer.param_groups:
             group["lr"] = rate * _cosine(step, steps, warmup)
-        loss = loss_of(_generator(recipe.seed, stage, step, worker.rank))
+        loss = loss_of(seeded(recipe.seed, stage, step, worker.rank))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -383,7 +383,7 @@ def new_scheduler() -> DDIMScheduler:
 # ---------------------------------------------------------------------------------------------------- stages
 
 
-def _painted(scene: Scene, size: int, device: torch.device) -> Iterator[Tensor]:
+def painted(scene: Scene, size: int, device: torch.device) -> Iterator[Tensor]:
     """Images (n, 3, size, size) in [-1, 1], 64 scenes at a time."""
     for start in range(0, len(scene), 64):
         rgb = render(scene[start : start + 64].to(device), size).rgb
@@ -402,7 +402,7 @@ def psnr(image: Tensor, truth: Tensor) -> float:
 
 def held_out(recipe: Recipe, count: int) -> Scene:
     """Scenes that no stage trains on."""
-    return sample_scenes(count, _generator(recipe.seed, "held-out"))
+    return sample_scenes(count, seeded(recipe.seed, "held-out"))
 
 
 def _picture_loss(picture: Tensor, truth: Tensor) -> Tensor:
@@ -416,8 +416,8 @@ def _picture_loss(picture: Tensor, truth: Tensor) -> Tensor:
 def train_autoencoder(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
     torch.manual_seed(recipe.seed)
     model = new_autoencoder(recipe).to(worker.device)
-    scenes = _share(sample_scenes(recipe.autoencoder_images, _generator(recipe.seed, "autoencoder-scenes")), worker)
-    images = torch.cat([(x * 127.5 + 127.5).round().byte() for x in _painted(scenes, recipe.size, worker.device)])
+    scenes = _share(sample_scenes(recipe.autoencoder_images, seeded(recipe.seed, "autoencoder-scenes")), worker)
+    images = torch.cat([(x * 127.5 + 127.5).round().byte() for x in painted(scenes, recipe.size, worker.device)])
     worker.log("autoencoder", images=len(images), parameters=sum(p.numel() for p in model.parameters()))
 
     def loss_of(generator: torch.Generator) -> Tensor:
@@ -427,7 +427,7 @@ def train_autoencoder(recipe: Recipe, worker: Worker, stop_at: int | None) -> bo
         z = z + 0.03 * torch.randn(z.shape, generator=generator).to(z.device)
         return _picture_loss(model.decode(z).sample, x)
 
-    finished = _fit(
+    finished = fit(
         "autoencoder", model, loss_of, recipe, worker, steps=recipe.autoencoder_steps, rate=recipe.autoencoder_rate,
         samples_per_step=recipe.autoencoder_batch, stop_at=stop_at,
     )  # fmt: skip
@@ -452,11 +452,11 @@ def encode_latents(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
     path = worker.run / f"latents-{worker.rank}-of-{worker.count}.pt"
     if not path.exists():
         model = _load_autoencoder(recipe, worker)
-        scenes = _share(sample_scenes(recipe.latent_images, _generator(recipe.seed, "denoiser-scenes")), worker)
+        scenes = _share(sample_scenes(recipe.latent_images, seeded(recipe.seed, "denoiser-scenes")), worker)
         with torch.no_grad():
-            parts = [model.encode(x).latents for x in _painted(scenes, recipe.size, worker.device)]
+            parts = [model.encode(x).latents for x in painted(scenes, recipe.size, worker.device)]
         torch.save(
-            {"latents": torch.cat(parts).half().cpu(), "attributes": _attributes(scenes)}, path.with_suffix(".part")
+            {"latents": torch.cat(parts).half().cpu(), "attributes": attributes_of(scenes)}, path.with_suffix(".part")
         )
         path.with_suffix(".part").replace(path)
     worker.barrier()
@@ -476,8 +476,8 @@ def train_decoder(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
     torch.manual_seed(recipe.seed + 3)
     model = _load_autoencoder(recipe, worker)
     model.decoder.requires_grad_(True)
-    scenes = _share(sample_scenes(recipe.decoder_images, _generator(recipe.seed, "decoder-scenes")), worker)
-    images = torch.cat([(x * 127.5 + 127.5).round().byte() for x in _painted(scenes, recipe.size, worker.device)])
+    scenes = _share(sample_scenes(recipe.decoder_images, seeded(recipe.seed, "decoder-scenes")), worker)
+    images = torch.cat([(x * 127.5 + 127.5).round().byte() for x in painted(scenes, recipe.size, worker.device)])
     with torch.no_grad():
         latents = torch.cat([model.encode(x.float() / 127.5 - 1).latents for x in images.split(64)])
 
@@ -486,7 +486,7 @@ def train_decoder(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
         noise = torch.randn(latents[pick].shape, generator=generator).to(worker.device)
         return _picture_loss(model.decode(latents[pick] + 0.01 * noise).sample, images[pick].float() / 127.5 - 1)
 
-    finished = _fit(
+    finished = fit(
         "decoder", model, loss_of, recipe, worker, steps=recipe.decoder_steps, rate=recipe.decoder_rate,
         samples_per_step=recipe.decoder_batch, stop_at=stop_at,
     )  # fmt: skip
@@ -498,15 +498,15 @@ def train_decoder(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
 def _log_held_out(stage: str, recipe: Recipe, worker: Worker) -> None:
     model = _load_autoencoder(recipe, worker)
     with torch.no_grad():
-        x = torch.cat(list(_painted(held_out(recipe, 64), recipe.size, worker.device)))
+        x = torch.cat(list(painted(held_out(recipe, 64), recipe.size, worker.device)))
         worker.log(stage, held_out_psnr_db=psnr(model.decode(model.encode(x).latents).sample, x))
 
 
-def _attributes(scene: Scene) -> Tensor:
+def attributes_of(scene: Scene) -> Tensor:
     return torch.stack([scene.shape, scene.colour, scene.surface, scene.ground], dim=1).cpu()
 
 
-def _sentence(attributes: Tensor, chance: Tensor) -> str:
+def sentence_of(attributes: Tensor, chance: Tensor) -> str:
     """A caption to train on: usually whole, sometimes with attributes unsaid, one in ten empty.
 
     attributes (4,) int64; chance (5,) in [0, 1): empty, without colour, without surface, without ground, say "plain"
@@ -549,7 +549,7 @@ def train_denoiser(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
         batch = recipe.denoiser_batch
         pick = torch.randint(len(latents), (batch,), generator=generator)
         chances = torch.rand((batch, 5), generator=generator)
-        ids = torch.stack([ids_of(_sentence(attributes[i], c)) for i, c in zip(pick, chances, strict=True)])
+        ids = torch.stack([ids_of(sentence_of(attributes[i], c)) for i, c in zip(pick, chances, strict=True)])
         strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         t = (strata * 1000).long().clamp(max=999).to(worker.device)
         x0 = latents[pick.to(worker.device)].float() * factor
@@ -562,7 +562,7 @@ def train_denoiser(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
         loss: Tensor = (per_sample * snr.clamp(max=5) / snr).mean()
         return loss
 
-    return _fit(
+    return fit(
         "denoiser", model, loss_of, recipe, worker, steps=recipe.denoiser_steps, rate=recipe.denoiser_rate,
         samples_per_step=recipe.denoiser_batch, stop_at=stop_at,
     )  # fmt: skip
@@ -573,8 +573,8 @@ def train_judge(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
     torch.manual_seed(recipe.seed + 2)
     model = Judge().to(worker.device)
     autoencoder = _load_autoencoder(recipe, worker)
-    scenes = _share(sample_scenes(recipe.judge_images, _generator(recipe.seed, "judge-scenes")), worker)
-    clean = torch.cat([(x * 127.5 + 127.5).round().byte() for x in _painted(scenes, recipe.size, worker.device)])
+    scenes = _share(sample_scenes(recipe.judge_images, seeded(recipe.seed, "judge-scenes")), worker)
+    clean = torch.cat([(x * 127.5 + 127.5).round().byte() for x in painted(scenes, recipe.size, worker.device)])
     chunks = [scenes[i : i + 64].to(worker.device) for i in range(0, len(scenes), 64)]
     masks = torch.cat([render(chunk, recipe.size).mask for chunk in chunks])
     with torch.no_grad():
@@ -587,7 +587,7 @@ def train_judge(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
                 for x in clean.split(64)
             ]
         )
-    attributes = _attributes(scenes).to(worker.device)
+    attributes = attributes_of(scenes).to(worker.device)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         batch = (recipe.judge_batch, 1, 1, 1)
@@ -598,7 +598,7 @@ def train_judge(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
         blurred = F.avg_pool2d(F.pad(noisy, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         return judge_loss(model(torch.where(use_blur < 0.25, blurred, noisy)), attributes[pick], masks[pick])
 
-    finished = _fit(
+    finished = fit(
         "judge", model, loss_of, recipe, worker, steps=recipe.judge_steps, rate=recipe.judge_rate,
         samples_per_step=recipe.judge_batch, stop_at=stop_at,
     )  # fmt: skip

@@ -103,6 +103,11 @@ def run(spec: Spec, part: range, *, video: Path) -> Blocks:
     yield Block("duration", (0,), np.array(duration))
 
 
+def pictures(spec: Spec, video: Path) -> Iterator[np.ndarray[Any, Any]]:
+    """The chosen frames as `run` yields them, one by one: rgb (height, width, channel) uint8."""
+    return (_resized(picture.rgb, spec.width, spec.height) for picture, _ in _chosen(spec, video))
+
+
 def frames_per_block(spec: Spec) -> int:
     """Frames written at a time: at most 16, about 4 MB."""
     return max(1, min(FRAMES_PER_BLOCK, BYTES_PER_BLOCK // (spec.height * spec.width * 3)))

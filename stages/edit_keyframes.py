@@ -6,6 +6,8 @@ can influence a keyframe, so the whole method runs on them alone; they can be lo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from store.schemas import Arrays, Blocks, Schema, Variable
@@ -61,19 +63,20 @@ def outputs(spec: Spec, *, field: Schema, layout: ModelLayout) -> Schema:
 @torch.inference_mode()
 def run(
     spec: Spec, part: range, *, latents: Arrays, tokens: Arrays, field: Arrays, timesteps: tuple[int, ...],
-    backbone: Backbone, scratch: Scratch = NOTHING_KEPT, mask: Arrays | None = None,
+    backbone: Backbone, scratch: Scratch = NOTHING_KEPT, controls: Sequence[Arrays] = (), mask: Arrays | None = None,
 ) -> Blocks:  # fmt: skip
     """Denoise the support: at each step its keyframes jointly, the rest of it along the field.
 
     mask     where it may be edited; everywhere without it
     scratch  where steps that are done are kept, and those of a run that was stopped are found
+    controls control images of each ControlNet: rgb (frame, height, width, channel) uint8
     yields   latents (timestep, frame, c, h, w), clean_latents (frame, c, h, w), rgb (frame, height, width, 3) uint8
     raises   NonFiniteLatents, naming the timestep and the first bad frame
     """
     support = [int(frame) for frame in field["support"][:]]
     denoiser = Denoiser(
         spec, support, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
-        mask=mask,
+        controls=controls, mask=mask,
     )  # fmt: skip
     for moment in denoiser.trajectory("edit_keyframes", followed=support, scratch=scratch):
         yield latents_block(moment, timesteps)

@@ -5,10 +5,11 @@ Source: TokenFlow (arXiv 2307.10373), section 4.2, eq. 3. Depends on the keyfram
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -30,13 +31,28 @@ TIMESTEPS_PER_PART = 5
 WHOLE_PART_BYTES = 1 << 19  # to write a file takes 1 to 2 ms; to unpack this much at each of its timesteps, less
 
 
+FirstFrame = Annotated[int, Field(ge=1)]
+
+
 class Spec(Frozen):
-    """The keyframe schedule and the blend: everything about time that an edit follows."""
+    """The keyframe schedule and the blend: everything about time that an edit follows.
+
+    cuts              frames of the clip at which a new shot begins, ascending
+    interval_starts   frames at which an interval begins, where it is not every `keyframe_interval` frames of a shot
+    """
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"cuts", "interval_starts"})
 
     keyframe_interval: int = Field(8, ge=1, le=64)
     keyframe_offsets: int = Field(2, ge=1, le=64)
     blend: Blend = "linear"
     seed: int = Field(0, ge=0, lt=2**63)
+    cuts: tuple[FirstFrame, ...] = ()
+    interval_starts: tuple[FirstFrame, ...] = ()
+
+    def intervals(self, frames: int) -> list[range]:
+        """The frames of a clip of so many in pieces, each of which has one keyframe."""
+        return schedule.intervals(frames, self.keyframe_interval, self.cuts, self.interval_starts)
 
 
 def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
@@ -46,8 +62,8 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
     """
     steps, count = latents.size("timestep"), latents.size("frame")
     assert steps is not None and count is not None
-    drawn = len(schedule.intervals(count, spec.keyframe_interval))
-    support = schedule.support(count, spec.keyframe_interval, spec.keyframe_offsets)
+    pieces = spec.intervals(count)
+    drawn, support = len(pieces), schedule.support(pieces, spec.keyframe_offsets)
     variables = {
         "keyframes": Variable(
             dims=("timestep", "keyframe"), shape=(steps, drawn), dtype="int32",
@@ -108,7 +124,7 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout) -> Schema:
 
 def drawn_keyframes(spec: Spec, frames: int, steps: int) -> NDArray[np.int32]:
     """The frames that are keyframes at each step (timestep, keyframe): known before anything runs."""
-    return schedule.drawn_keyframes(frames, spec.keyframe_interval, spec.keyframe_offsets, steps, spec.seed)
+    return schedule.drawn_keyframes(spec.intervals(frames), spec.keyframe_offsets, steps, spec.seed)
 
 
 def chunks(steps: int, count: int, row_bytes: int) -> tuple[int, int]:
@@ -171,9 +187,10 @@ def run(
     def blocks(step: int) -> Blocks:
         keyframes = drawn[step]
         yield Block("keyframes", (step, 0), keyframes[None])
-        yield Block("neighbour", (step, 0, 0), schedule.neighbours(frames, keyframes)[None])
-        yield Block("weights", (step, 0, 0), schedule.blend_weights(frames, keyframes, spec.blend)[None])
-        matchers = {name: Matcher(frames, keyframes.tolist(), name in injected_layers) for name in layers}
+        yield Block("neighbour", (step, 0, 0), schedule.neighbours(frames, keyframes, spec.cuts)[None])
+        weights = schedule.blend_weights(frames, keyframes, spec.blend, spec.cuts)
+        yield Block("weights", (step, 0, 0), weights[None])
+        matchers = {name: Matcher(frames, keyframes.tolist(), name in injected_layers, spec.cuts) for name in layers}
         for block in blocks_of(frames):
             for name, values in tokens.read(step, block).items():
                 matchers[name].take(block, values)
@@ -198,8 +215,10 @@ class Matcher:
     What is finished leaves in whole chunks of the artifact, so what is held does not grow with the clip.
     """
 
-    def __init__(self, frames: int, keyframes: list[int], keep_source: bool) -> None:
+    def __init__(self, frames: int, keyframes: list[int], keep_source: bool, cuts: Sequence[int] = ()) -> None:
         self.frames, self.keyframes, self.keep_source = frames, keyframes, keep_source
+        # Keyframes and cuts to come; where both are one frame, a shot ends before the next one's keyframe is met.
+        self.events = deque(sorted([*((at, False) for at in cuts), *((at, True) for at in keyframes)]))
         self.source: list[Tensor] = []  # tokens of keyframes that have not left yet, as they came
         self.sources_left = 0
         self.held: Tensor | None = None  # unit tokens of the last keyframe seen (1, token, channel)
@@ -216,18 +235,20 @@ class Matcher:
         self.similarity = _grown(self.similarity, values.new_ones(shape, dtype=torch.float32))
         units = normalized(values)
         start = block.start
-        for keyframe in (keyframe for keyframe in self.keyframes if keyframe in block):
-            self._wait(range(start, keyframe), units[start - block.start : keyframe - block.start])
-            self._meet(keyframe, units[keyframe - block.start][None])
+        while self.events and self.events[0][0] < block.stop:
+            frame, is_keyframe = self.events.popleft()
+            self._wait(range(start, frame), units[start - block.start : frame - block.start])
+            start = frame
+            if not is_keyframe:
+                self._end_shot(frame)
+                continue
+            self._meet(frame, units[frame - block.start][None])
             if self.keep_source:
-                self.source.append(values[keyframe - block.start].clone())
-            start = keyframe + 1
+                self.source.append(values[frame - block.start].clone())
+            start = frame + 1
         self._wait(range(start, block.stop), units[start - block.start :])
-        if block.stop == self.frames:  # frames after the last keyframe have that one only
-            for frames, _ in self.waiting:
-                self._copy(frames, from_side=0)
-            self.waiting.clear()
-            self.known = self.frames
+        if block.stop == self.frames:
+            self._end_shot(self.frames)
 
     def finished(self, step: int, layer: str) -> Blocks:
         """Whole chunks: index uint16, similarity float16 (frame, side, token), source (keyframe, token, channel)."""
@@ -251,6 +272,13 @@ class Matcher:
             yield Block(f"source.{layer}", (step, self.sources_left, 0, 0), values)
             self.sources_left += going_sources
             del self.source[:going_sources]
+
+    def _end_shot(self, stop: int) -> None:
+        """Frames after the last keyframe of a shot, which ends before `stop`, have that one only."""
+        for frames, _ in self.waiting:
+            self._copy(frames, from_side=0)
+        self.waiting.clear()
+        self.held, self.known = None, stop
 
     def _wait(self, frames: range, units: Tensor) -> None:
         if len(frames):

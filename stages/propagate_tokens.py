@@ -11,10 +11,12 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from store.schemas import Array, Arrays, Block, Blocks, Frozen, Schema, Variable
@@ -25,13 +27,29 @@ from .diffusion.chunks import FRAMES_PER_BLOCK, blocks_of
 from .diffusion.keyframes import neighbours
 from .editing import passes
 from .editing.denoising import Denoiser, EditSpec, Picture, keyframe_pictures, latents_block
+from .editing.finishing import Finish
 from .editing.resuming import NOTHING_KEPT, Scratch
+from .measures.correspondence import grid_of
 
 VERSION = 2
 
 
 class Spec(Frozen):
-    """Nothing of its own: the edit is named by the keyframe edit that it continues."""
+    """What is done to the decoded pictures: for the rest, the edit is named by the keyframe edit that it continues.
+
+    deflicker       how far each patch of a picture is drawn to the colour that its keyframes have there
+    match_colours   how far pictures are moved to the source's mean and deviation of each channel
+    """
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"deflicker", "match_colours"})
+
+    deflicker: float = Field(0.0, ge=0, le=1)
+    match_colours: float = Field(0.0, ge=0, le=1)
+
+    @property
+    def finishes(self) -> bool:
+        """Whether anything is done to the pictures: then those of the keyframes have to be there before."""
+        return bool(self.deflicker or self.match_colours)
 
 
 def outputs(spec: Spec, *, frames: Schema, layout: ModelLayout) -> Schema:
@@ -66,20 +84,22 @@ def outputs(spec: Spec, *, frames: Schema, layout: ModelLayout) -> Schema:
 
 
 def frames_passed(
-    part: range, frames: int, keyframes: NDArray[np.int32], support: Sequence[int], limit: int
-) -> list[int]:
+    part: range, frames: int, keyframes: NDArray[np.int32], support: Sequence[int], limit: int,
+    cuts: Sequence[int] = (),
+) -> list[int]:  # fmt: skip
     """How many frames `run` puts through the UNet for `part` at each step where the whole of it is executed.
 
     frames      of the clip              keyframes   the drawn ones (timestep, keyframe)
     support     frames that are ever drawn           limit   keyframes that attend to each other
+    cuts        frames at which a new shot begins
     """
     known = set(support)
     others = [frame for frame in part if frame not in known]
 
     def passed(step: int) -> int:
         found = passes.stretches(
-            step, others, keyframes=keyframes[step], neighbours=neighbours(frames, keyframes[step]), support=known,
-            limit=limit,
+            step, others, keyframes=keyframes[step], neighbours=neighbours(frames, keyframes[step], cuts),
+            support=known, limit=limit,
         )  # fmt: skip
         return len(others) + sum(len(stretch.keyframes) for stretch in found)
 
@@ -89,14 +109,16 @@ def frames_passed(
 @torch.inference_mode()
 def run(
     spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
-    timesteps: tuple[int, ...], backbone: Backbone, keyframe_edit: Arrays,
-    scratch: Scratch = NOTHING_KEPT, mask: Arrays | None = None,
+    timesteps: tuple[int, ...], backbone: Backbone, keyframe_edit: Arrays, frames: Arrays | None = None,
+    scratch: Scratch = NOTHING_KEPT, controls: Sequence[Arrays] = (), mask: Arrays | None = None,
 ) -> Blocks:  # fmt: skip
     """Denoise the frames of some windows that are never keyframes, then decode them.
 
     part     frames of one window, or of several that follow each other: then no joint pass is run twice for them
     edit     what the keyframe edit was asked for
+    frames   of decode_frames, where colours are matched to the source's
     scratch  where the newest step is kept, and that of a run that was stopped is found
+    controls control images of each ControlNet: rgb (frame, height, width, channel) uint8
     mask     where it may be edited; everywhere without it
     yields   latents (frame, c, h, w) float32, rgb (frame, height, width, 3) uint8
     raises   NonFiniteLatents, naming the timestep and the first bad frame
@@ -109,7 +131,7 @@ def run(
     if others:
         denoiser = Denoiser(
             edit, others, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
-            mask=mask,
+            controls=controls, mask=mask,
         )  # fmt: skip
         name = f"frames_{part.start}_{part.stop}"
         moments = denoiser.trajectory("propagate_tokens", keyframe_edit["latents"], scratch=scratch, kept_as=name)
@@ -117,7 +139,18 @@ def run(
         clean = torch.cat([clean, moment.edited.cpu()])
     row = {frame: place for place, frame in enumerate([*known, *others])}
     edited = clean[[row[frame] for frame in part]]
-    yield from _blocks(part, edited, set(known), _rows_between(keyframe_edit["rgb"], first, last), backbone)
+    blocks = _blocks(part, edited, set(known), _rows_between(keyframe_edit["rgb"], first, last), backbone)
+    if not spec.finishes:
+        yield from blocks
+        return
+    index = _finest(field, [*backbone.layers])
+    grid = grid_of(index.shape[-1], *clean.shape[-2:])
+    finish = Finish(spec, field=field, index=index, grid=grid, keyframe_edit=keyframe_edit, frames=frames)
+    for block in blocks:
+        if block.variable == "rgb":
+            own = range(block.start[0], block.start[0] + len(block.values))
+            block = Block("rgb", block.start, finish(own, block.values))
+        yield block
 
 
 @torch.inference_mode()
@@ -125,18 +158,20 @@ def run_whole(
     spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
     timesteps: tuple[int, ...], backbone: Backbone, put_keyframes: Callable[[Block], None],
     editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, scratch: Scratch = NOTHING_KEPT,
-    mask: Arrays | None = None,
+    controls: Sequence[Arrays] = (), mask: Arrays | None = None,
 ) -> Blocks:  # fmt: skip
     """Like `run`, where the keyframe edit is not there yet: all frames at once, so that no joint pass is run twice.
 
+    spec                one that does nothing to the pictures
     part                all frames of the clip
     put_keyframes       takes the blocks of edit_keyframes' artifact
     editing_keyframes   entered for every joint pass, and while keyframes are decoded
     """
+    assert not spec.finishes, "pictures are finished by those of the keyframes, which are not there yet"
     support = [int(frame) for frame in field["support"][:]]
     denoiser = Denoiser(
         edit, part, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
-        mask=mask, editing_keyframes=editing_keyframes,
+        editing_keyframes=editing_keyframes, controls=controls, mask=mask,
     )  # fmt: skip
     for moment in denoiser.trajectory("propagate_tokens", followed=support, scratch=scratch):
         put_keyframes(latents_block(moment, timesteps))
@@ -148,6 +183,11 @@ def run_whole(
             yield from block.values
 
     yield from _blocks(part, edited, set(support), pictures(), backbone)
+
+
+def _finest(field: Arrays, layers: Sequence[str]) -> Array:
+    """The field of the last layer of those with the most tokens: small patches, next to the picture."""
+    return max((field[f"index.{name}"] for name in reversed(layers)), key=lambda index: index.shape[-1])
 
 
 def _rows_between(rgb: Array, first: int, last: int) -> Iterator[Picture]:

@@ -22,7 +22,7 @@ class UnnameableError(TypeError):
 def canonical(value: object, where: str = "value") -> JsonValue:
     """Reduce `value` to plain JSON, equal things to equal text; raise UnnameableError, saying where, otherwise."""
     if isinstance(value, BaseModel):
-        return canonical({name: getattr(value, name) for name in type(value).model_fields}, where)
+        return canonical({name: getattr(value, name) for name in _named_fields(value)}, where)
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -37,6 +37,12 @@ def canonical(value: object, where: str = "value") -> JsonValue:
                 raise UnnameableError(f"{where} has the name {name!r}, and only text can name a field")
         return {name: canonical(item, f"{where}.{name}") for name, item in value.items()}
     raise UnnameableError(f"{where} is a {type(value).__name__}, which has no canonical name")
+
+
+def _named_fields(model: BaseModel) -> list[str]:
+    """The fields that name a model: all but those of its `left_out` (see `Frozen`) that have their default."""
+    fields, left_out = type(model).model_fields, getattr(model, "left_out", ())
+    return [name for name, field in fields.items() if name not in left_out or getattr(model, name) != field.default]
 
 
 def canonical_json(value: object) -> str:

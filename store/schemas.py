@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 
 class Frozen(BaseModel):
-    """Base of every Spec and schema: immutable, no unknown fields, no NaN."""
+    """Base of every Spec and schema: immutable, no unknown fields, no NaN.
+
+    left_out   fields that enter no key while they have their default, so that keys are those from before there were any
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    left_out: ClassVar[frozenset[str]] = frozenset()
 
 
 class Array(Protocol):

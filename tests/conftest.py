@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -64,6 +64,22 @@ def prepared(backbone: StableDiffusion, tiny_folder: Path) -> Prepared:
     from tests.tiny.method import moving_clip, prepare
 
     return prepare(backbone, tiny_folder, moving_clip(11))
+
+
+@pytest.fixture(scope="session")
+def control(backbone: StableDiffusion) -> Any:
+    """A random ControlNet of the tiny model."""
+    from tests.tiny.models import make_control
+
+    return make_control(backbone.pipeline)
+
+
+@pytest.fixture(scope="session")
+def control_folder(control: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a diffusers folder. Read only."""
+    folder = tmp_path_factory.mktemp("controls") / "tiny"
+    control.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..diffusion.ddim import NoiseLevels
 
+Residuals = list[Tensor]
+"""What ControlNets add to a UNet's skip connections, in order of execution; the last one to its middle block."""
+
 
 class Backbone(Protocol):
     """A loaded text-to-image diffusion model that batches itself."""
@@ -43,5 +46,14 @@ class Backbone(Protocol):
     def word_places(self, prompt: str, words: str) -> list[int]:
         """Where `words` stand among the tokens of `prompt`; nowhere where it does not hold them."""
 
-    def predict_noise(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+    def control(
+        self, number: int, latents: Tensor, timestep: int, text: Tensor, pictures: np.ndarray[Any, Any], strength: float
+    ) -> Residuals:
+        """One pass of ControlNet `number`, its residuals (batch, channel, height, width) times `strength`.
+
+        latents, text   as for `predict_noise`
+        pictures        control images (frame, height, width, channel) uint8; the batch is branches of these frames
+        """
+
+    def predict_noise(self, latents: Tensor, timestep: int, text: Tensor, residuals: Residuals | None = None) -> Tensor:
         """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""

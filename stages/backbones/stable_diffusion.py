@@ -23,6 +23,7 @@ from store.errors import InputError
 from ..diffusion.attention import injected_attention_layers, self_attention_layers
 from ..diffusion.checks import FullDeviceError
 from ..diffusion.ddim import NoiseLevels
+from . import Residuals
 from .layout import forward_flops, noise_schedule
 
 SUPPORTED = ("StableDiffusionPipeline",)
@@ -68,6 +69,7 @@ class StableDiffusion:
     runtime: Runtime = field(default_factory=Runtime)
     on_pass: Callable[[int], None] = lambda frames: None  # told how many frames each UNet pass had
     on_note: Callable[[str], None] = lambda sentence: None  # told what a user should hear
+    controls: Sequence[Any] = ()  # ControlNets, on the model's device
 
     def __post_init__(self) -> None:
         self.unet: Any = self.pipeline.unet
@@ -174,12 +176,33 @@ class StableDiffusion:
         found = [n for n in range(len(ids) - len(wanted) + 1) if ids[n : n + len(wanted)] == wanted]
         return [place for first in found for place in range(first, first + len(wanted))] if wanted else []
 
-    def predict_noise(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+    def control(
+        self, number: int, latents: Tensor, timestep: int, text: Tensor, pictures: np.ndarray[Any, Any], strength: float
+    ) -> Residuals:
+        """One pass of ControlNet `number` over (branch · frame, …): its residuals times `strength`, the middle's last.
+
+        pictures   control images (frame, height, width, channel) uint8
+        """
+        dtype = self.runtime.dtype
+        shown = (self.to_device(pictures).permute(0, 3, 1, 2) / 255).repeat(len(latents) // len(pictures), 1, 1, 1)
+        batch, shown = (x.to(dtype, memory_format=torch.channels_last) for x in (latents, shown))
+        with one_thread(self._is_small(latents)):
+            down, mid = self.controls[number](
+                batch, timestep, encoder_hidden_states=text.to(dtype), controlnet_cond=shown,
+                conditioning_scale=strength, return_dict=False,
+            )  # fmt: skip
+        return [*down, mid]
+
+    def predict_noise(self, latents: Tensor, timestep: int, text: Tensor, residuals: Residuals | None = None) -> Tensor:
         """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""
         dtype = self.runtime.dtype
         batch = latents.to(dtype, memory_format=torch.channels_last)  # as the weights are: a tenth faster on a CPU
         with one_thread(self._is_small(latents)):
-            out: Tensor = self.unet(batch, timestep, encoder_hidden_states=text.to(dtype), return_dict=False)[0]
+            out: Tensor = self.unet(
+                batch, timestep, encoder_hidden_states=text.to(dtype), return_dict=False,
+                down_block_additional_residuals=residuals and residuals[:-1],
+                mid_block_additional_residual=residuals and residuals[-1],
+            )[0]  # fmt: skip
         self.on_pass(len(latents))
         return out.float()
 

@@ -5,5 +5,8 @@ from typing import Literal
 Blend = Literal["linear", "sigmoid", "nearest", "previous"]
 """The ways in which two keyframes are mixed."""
 
+Placement = Literal["interval", "adaptive"]
+"""The ways in which a shot is divided into keyframe intervals: of equal lengths, or shorter where more moves."""
+
 Solver = Literal["ddim", "dpmpp_2m"]
 """The deterministic solvers, of first and of second order."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
@@ -37,6 +37,7 @@ from ..diffusion.ddim import guided
 from ..diffusion.heaps import give_back_holes
 from ..diffusion.patching import Hook, patched
 from ..diffusion.solvers import Sampling
+from .controlling import Controlling
 from .masking import in_latents, put_back
 from .passes import Stretch, apart, spans, stretches
 from .reading import read_ahead
@@ -100,12 +101,13 @@ class Denoiser:
     latents   of invert_frames        tokens   of extract_tokens (its feature only)        field   of match_tokens
     mask      of read_masks or find_masks: outside of it the source's latents are put back at every step
     editing_keyframes   entered for every joint pass
+    controls            control images of each ControlNet: rgb of control_frames
     """
 
     def __init__(
         self, spec: EditSpec, frames: Sequence[int], *, latents: Arrays, tokens: Arrays, field: Arrays,
         timesteps: tuple[int, ...], backbone: Backbone, mask: Arrays | None = None,
-        editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext,
+        editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, controls: Sequence[Arrays] = (),
     ) -> None:  # fmt: skip
         self.editing_keyframes = editing_keyframes
         self.latents, self.mask = latents, mask
@@ -123,6 +125,7 @@ class Denoiser:
         self.weights: NDArray[Any] = field["weights"][:]
         self.whole = self._whole_steps()
         self.reuse = Reuse(backbone.unet, backbone.layers) if spec.feature_reuse > 1 else None
+        self.controlling = Controlling(backbone, controls, keeps=self.reuse is not None)
         self._reads = self._reading(self.steps)
 
     @property
@@ -349,18 +352,20 @@ class Denoiser:
         return len(self._text(step))
 
     def _whole_steps(self) -> list[bool]:
-        """Per step whether the whole UNet is executed: when its turn has come, or a branch comes in."""
+        """Per step whether the whole UNet is executed: its turn has come, a branch comes in, a ControlNet changes."""
         whole = [True] * len(self.timesteps)
         since = self.steps.start
         for before, step in pairwise(self.steps):
-            whole[step] = step - since >= self.spec.feature_reuse or self.branches(step) > self.branches(before)
+            due = step - since >= self.spec.feature_reuse or self.branches(step) > self.branches(before)
+            strengths = [self.editor.conditions(each).control_strengths for each in (before, step)]
+            whole[step] = due or strengths[0] != strengths[1]
             since = step if whole[step] else since
         return whole
 
     def _conditions(self, step: int) -> editors.Conditions:
         given = self.editor.conditions(step)
         if len(given.text) > 1 and not self.spec.guided_at(step, len(self.timesteps)):
-            return editors.Conditions(given.text[-1:], 1.0)
+            return replace(given, text=given.text[-1:], guidance_scale=1.0)
         return given
 
     def _text(self, step: int) -> Tensor:
@@ -381,8 +386,17 @@ class Denoiser:
         elif self.reuse:
             forwards = self.reuse.reusing(frames, branches)
         text = conditions.text.repeat_interleave(len(latents), dim=0)
+        batch, timestep, strengths = (
+            latents.repeat(branches, 1, 1, 1),
+            self.timesteps[step],
+            conditions.control_strengths,
+        )
+        if self.whole[step]:
+            residuals = self.controlling.residuals(strengths, frames, batch, timestep, text)
+        else:
+            residuals = self.controlling.reused(frames, branches)
         with patched(self.backbone.unet, processors, hooks, forwards):
-            noise = self.backbone.predict_noise(latents.repeat(branches, 1, 1, 1), self.timesteps[step], text)
+            noise = self.backbone.predict_noise(batch, timestep, text, residuals)
         parts = noise.unflatten(0, (branches, len(latents)))
         return parts[0] if branches == 1 else guided(parts[0], parts[1], conditions.guidance_scale)
 

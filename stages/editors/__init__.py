@@ -1,7 +1,7 @@
 """Editing bases, one file each: the file's name is the option's name, its `Spec` the settings, its `Editor` the method.
 
 An editor answers three questions: where the edit starts (`first_step`, `first_latents`), what the UNet is given at a
-step (`conditions`), and what is injected from the source at a step (`injection`).
+step (`conditions`: text, guidance, ControlNets), and what is injected from the source at a step (`injection`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor
 
 from store.errors import InputError
 from store.schemas import Arrays, Frozen
 
-from ..diffusion.ddim import NoiseLevels
+from ..diffusion.chunks import rows
+from ..diffusion.ddim import NoiseLevels, noised
 
 
 class EditorChoice(Frozen):
@@ -47,10 +49,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the UNet is given at a step: text (branch, token, channel), and how the branches are combined."""
+    """What the UNet is given at a step: text (branch, token, channel), and how the branches are combined.
+
+    control_strengths   per ControlNet of the edit, what its residuals are multiplied by; 0: it is not run
+    """
 
     text: Tensor
     guidance_scale: float
+    control_strengths: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,24 @@ def choose(name: str, settings: dict[str, JsonValue]) -> EditorChoice:
             f"editor {name}: {field} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
         ) from None
     return EditorChoice(name=name, version=module.VERSION, settings=spec.model_dump(mode="json"))
+
+
+def inverted(source: Source, step: int, frames: Sequence[int]) -> Tensor:
+    """The source's own inverted latents (frame, channel, height, width) float32 at the noise level of `step`."""
+    return torch.from_numpy(rows(source.latents["latents"], step, frames)).float()
+
+
+def noised_alike(source: Source, step: int, frames: Sequence[int], seed: int) -> Tensor:
+    """x_0 noised to the level of `step`, every frame with the same noise: different noise would flicker."""
+    clean = source.latents["clean_latents"]
+    chosen = torch.stack([torch.from_numpy(clean[frame : frame + 1][0]).float() for frame in frames])
+    noise = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(seed))
+    return noised(source.levels, chosen, noise, source.timesteps[step])
+
+
+def first_step_of(strength: float, steps: int) -> int:
+    """Where an edit starts that runs the share `strength` of `steps`; the last step is always run."""
+    return min(steps - 1, steps - round(strength * steps))
 
 
 def build(choice: EditorChoice, source: Source) -> Editor:

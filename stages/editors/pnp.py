@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from store.schemas import Frozen
 
-from ..diffusion.chunks import rows
-from . import Conditions, Injection, Source
+from . import Conditions, Injection, Source, first_step_of, inverted
 
 VERSION = 1
 
@@ -36,7 +34,7 @@ class Editor:
     def __init__(self, spec: Spec, source: Source) -> None:
         steps = len(source.timesteps)
         self.source = source
-        self.first_step = min(steps - 1, steps - round(spec.strength * steps))
+        self.first_step = first_step_of(spec.strength, steps)
         self.attention_steps, self.feature_steps = round(spec.attention * steps), round(spec.feature * steps)
 
     def first_latents(self, frames: Sequence[int]) -> Tensor:
@@ -44,7 +42,7 @@ class Editor:
 
         Differs: the reference code noises x_0 anew, which loses what inversion found (test_editors.py).
         """
-        return torch.from_numpy(rows(self.source.latents["latents"], self.first_step, frames)).float()
+        return inverted(self.source, self.first_step, frames)
 
     def conditions(self, step: int) -> Conditions:
         """The same text and guidance at every step."""

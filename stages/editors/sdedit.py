@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from store.schemas import Frozen
 
-from ..diffusion.ddim import noised
-from . import Conditions, Injection, Source
+from . import Conditions, Injection, Source, first_step_of, noised_alike
 
 VERSION = 1
 
@@ -30,16 +28,12 @@ class Editor:
     """SDEdit over one source."""
 
     def __init__(self, spec: Spec, source: Source) -> None:
-        steps = len(source.timesteps)
         self.spec, self.source = spec, source
-        self.first_step = min(steps - 1, steps - round(spec.strength * steps))
+        self.first_step = first_step_of(spec.strength, len(source.timesteps))
 
     def first_latents(self, frames: Sequence[int]) -> Tensor:
-        """x_0 noised to the first step's level, every frame with the same noise: different noise would flicker."""
-        clean = self.source.latents["clean_latents"]
-        chosen = torch.stack([torch.from_numpy(clean[frame : frame + 1][0]).float() for frame in frames])
-        noise = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(self.spec.seed))
-        return noised(self.source.levels, chosen, noise, self.source.timesteps[self.first_step])
+        """x_0 noised to the first step's level, every frame with the same noise."""
+        return noised_alike(self.source, self.first_step, frames, self.spec.seed)
 
     def conditions(self, step: int) -> Conditions:
         """The same text and guidance at every step."""

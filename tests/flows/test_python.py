@@ -18,7 +18,8 @@ from store.errors import InputError
 from tests.flows.runs import ALL, SMALL, Executed
 from tests.test_cli import ROOT
 
-NOT_OPTIONS = {"video", "prompt", "set_", "store", "cache_size", "keep_background"}  # or under another name
+SHORT = {"prompt", "set_", "keep_background", "control", "control_video", "canny_thresholds"}  # under another name
+NOT_OPTIONS = {"video", "store", "cache_size"} | SHORT
 
 
 @pytest.fixture

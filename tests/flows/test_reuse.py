@@ -75,7 +75,7 @@ NEW_EDITS: list[dict[str, Any]] = [
     {"negative_prompt": "dull"}, {"editor_settings": {"feature": 0.5}}, {"attended_keyframes": 2},
 ]  # fmt: skip
 NEW_SCHEDULES: list[dict[str, Any]] = [
-    {"keyframe_interval": 4}, {"keyframe_offsets": 3}, {"blend": "sigmoid"}, {"seed": 7}
+    {"keyframe_interval": 4}, {"keyframe_offsets": 3}, {"blend": "sigmoid"}, {"seed": 7}, {"cuts": "3"}
 ]  # fmt: skip
 
 
@@ -278,22 +278,29 @@ CHANGES: dict[str, Any] = {
     "inversion_steps": 5, "inversion_evaluations": 3, "seed": 5, "editor": "sdedit",
     "editor_settings": {"attention": 0.1}, "guidance_scale": 2.0, "negative_prompt": "no", "keyframe_interval": 5,
     "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
-    "feature_reuse": 2, "solver": "dpmpp_2m",
+    "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},), "cuts": "4",
+    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5,
 }  # fmt: skip
 
 
+def needed(name: str, value: object, control: Path) -> dict[str, Any]:
+    """A changed option, and what it does not go without."""
+    with_control = {"editor": "controlnet", "controls": ({"model": str(control)},)}
+    return with_control if name == "controls" or value == "controlnet" else {name: value}
+
+
 def test_every_field_that_may_change_the_result_moves_a_key(
-    plan: Plans, other_model: Path, tmp_path: Path, clip: Path
+    plan: Plans, other_model: Path, tmp_path: Path, clip: Path, control_folder: Path
 ) -> None:
     assert set(CHANGES) | {"video", "model"} == set(EditConfig.model_fields)
-    plans = {name: plan(**{name: value}) for name, value in CHANGES.items()}
+    plans = {name: plan(**needed(name, value, control_folder)) for name, value in CHANGES.items()}
     plans |= {"video": plan(video=small_clip(tmp_path / "a.mp4", frames=8)), "model": plan(model=other_model)}
     last = {name: each.nodes[-1].key.hex for name, each in plans.items()} | {"": plan().nodes[-1].key.hex}
     assert len(set(last.values())) == len(last)
 
 
-def test_every_editor_and_blend_names_another_edit(plan: Plans) -> None:
-    names = {plan(editor=name).nodes[-1].key.hex for name in editors.names()}
+def test_every_editor_and_blend_names_another_edit(plan: Plans, control_folder: Path) -> None:
+    names = {plan(**needed("editor", name, control_folder)).nodes[-1].key.hex for name in editors.names()}
     blends = {plan(blend=blend).nodes[-1].key.hex for blend in get_args(Blend)}
     assert (len(names), len(blends)) == (len(editors.names()), len(get_args(Blend)))
 

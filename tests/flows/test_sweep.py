@@ -136,7 +136,7 @@ def test_an_edit_that_cannot_be_made_stops_no_other(
         (["--grid", "steps"], "--grid 'steps' is not NAME=VALUE,VALUE"),
         (["--grid", "blend=linear", "--grid", "blend=nearest"], "--grid names blend twice"),
         (["--grid", "precision=float16,float32"], "no result depends on it"),
-        (["--grid", "prompts=a,b"], "prompts are given by --prompts"),
+        (["--grid", "prompts=a,b"], "not varied here; prompts are given by --prompts"),
         (["--grid", "seed=" + ",".join(map(str, range(600)))], "is 1200 edits; one may have 1000"),
         (["--prompts", "missing.txt"], "--prompts missing.txt is not there"),
         (["--flow", "deep"], "--flow 'deep'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from store.errors import InputError
 from tests.tiny.method import Prepared, edit, edit_spec
 
 EVERY = editors.names()
+NEEDED: dict[str, dict[str, Any]] = {"controlnet": {"controls": [{"strength": 0.5}]}}
+"""Editor → settings without which its method does nothing; its ControlNet is that of the fixture `control`."""
 
 
 def source_of(prepared: Prepared) -> Source:
@@ -29,7 +32,7 @@ def built(prepared: Prepared, name: str, **settings: float) -> Editor:
 
 def test_the_editors_there_are() -> None:
     assert len(EVERY) == len(set(EVERY))
-    assert {"pnp", "sdedit"} <= set(EVERY)
+    assert {"controlnet", "pnp", "sdedit"} <= set(EVERY)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -82,21 +85,27 @@ class TestContract:
             assert conditions.guidance_scale == 7.5
             assert isinstance(editor.injection(step), Injection)
 
-    def test_it_edits(self, short: Prepared, name: str) -> None:
-        edits = [edit(short, edit_spec(prompt, editor=name))["latents"] for prompt in ("one thing", "other words")]
+    def test_it_edits(self, short: Prepared, control: Any, name: str) -> None:
+        equipped = short.controlled(control)
+        edits = [
+            edit(equipped, edit_spec(prompt, editor=name, settings=NEEDED.get(name)))["latents"]
+            for prompt in ("one thing", "other words")
+        ]
         assert edits[0].shape == short.latents["clean_latents"].shape
         assert abs(edits[0] - edits[1]).max() > 1e-3, "the prompt matters"
 
 
 def test_an_unknown_editor_is_one_sentence_that_names_the_known() -> None:
-    with pytest.raises(InputError, match=r"no editor 'pnpp' in stages/editors; have .*pnp, sdedit"):
+    with pytest.raises(InputError, match=r"no editor 'pnpp' in stages/editors; have controlnet, .*pnp, sdedit"):
         editors.choose("pnpp", {})
     for name in ("", "..pnp", "pnp.Editor", "__init__"):
         with pytest.raises(InputError):
             editors.choose(name, {})
 
 
-@pytest.mark.parametrize(("name", "setting", "value"), [("pnp", "attention", 1.5), ("sdedit", "strength", 0)])
+@pytest.mark.parametrize(
+    ("name", "setting", "value"), [("pnp", "attention", 1.5), ("sdedit", "strength", 0), ("controlnet", "begin", "x")]
+)
 def test_a_setting_out_of_range_is_one_sentence(name: str, setting: str, value: float) -> None:
     with pytest.raises(InputError, match=setting) as raised:
         editors.choose(name, {setting: value})

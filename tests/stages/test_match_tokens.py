@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages import match_tokens
+from stages.diffusion.keyframes import shots
 from stages.extract_tokens import SourcePass
 from stages.extract_tokens import Spec as ExtractSpec
 from store.errors import InputError
@@ -83,6 +84,24 @@ def test_the_field_is_the_brute_force_one(frames: int, interval: int, offsets: i
         assert (found["similarity.layer"][step, keyframes] == 1).all()
     assert found["index.layer"].dtype == np.uint16
     assert found["similarity.layer"].dtype == np.float16
+
+
+@given(
+    frames=st.integers(2, 40), interval=st.integers(1, 20), seed=st.integers(0, 999),
+    cuts=st.lists(st.integers(1, 39), max_size=5, unique=True).map(sorted),
+)  # fmt: skip
+@example(frames=34, interval=8, seed=0, cuts=[1, 16, 33])  # shots of one frame, and a cut at a block's border
+def test_no_index_crosses_a_cut(frames: int, interval: int, seed: int, cuts: list[int]) -> None:
+    """The field of a clip of several shots is that of each shot alone."""
+    values = torch.randn(1, frames, 7, 5, generator=torch.Generator().manual_seed(seed)).half()
+    found = matched(Given(values), match_tokens.Spec(keyframe_interval=interval, cuts=tuple(cuts), seed=seed))
+    [keyframes], [neighbour] = found["keyframes"], found["neighbour"]
+    for shot in shots(frames, cuts):
+        own = keyframes[(keyframes >= shot.start) & (keyframes < shot.stop)]
+        assert np.isin(keyframes[neighbour[shot]], own).all()
+        index, similarity = brute_force(values[0, shot.start : shot.stop], own - shot.start)
+        assert np.array_equal(found["index.layer"][0, shot], index.numpy())
+        np.testing.assert_allclose(found["similarity.layer"][0, shot], similarity.numpy(), rtol=0, atol=6e-4)
 
 
 def test_a_keyframe_with_equal_tokens_still_matches_itself() -> None:

@@ -16,7 +16,7 @@ import pytest
 from pocket import model_folder
 from stages import propagate_tokens
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
-from stages.diffusion.keyframes import drawn_keyframes, neighbours, support
+from stages.diffusion.keyframes import drawn_keyframes, intervals, neighbours, support
 from stages.editing import passes
 from stages.editing.passes import apart, stretches
 from tests.stages.test_resume import Memory, Stopped, Watched, equal
@@ -141,8 +141,8 @@ def test_progress_is_told_of_every_frame_that_passes(long: Prepared) -> None:
 
 def test_a_window_of_a_long_clip_repeats_a_bounded_share() -> None:
     """512 frames at the settings of a run: what eight windows cost over one piece."""
-    drawn = drawn_keyframes(512, 8, 2, 50, 0)
-    known = support(512, 8, 2).tolist()
+    drawn = drawn_keyframes(intervals(512, 8), 2, 50, 0)
+    known = support(intervals(512, 8), 2).tolist()
 
     def rows(parts: list[range]) -> int:
         return sum(sum(propagate_tokens.frames_passed(part, 512, drawn, known, 8)) for part in parts)
@@ -153,7 +153,7 @@ def test_a_window_of_a_long_clip_repeats_a_bounded_share() -> None:
 
 
 def test_no_pass_mixes_what_one_way_runs_and_another_does_not() -> None:
-    drawn, known = drawn_keyframes(100, 4, 2, 1, 0)[0], set(support(100, 4, 2).tolist())
+    drawn, known = drawn_keyframes(intervals(100, 4), 2, 1, 0)[0], set(support(intervals(100, 4), 2).tolist())
     near = neighbours(100, drawn)
     found = stretches(0, range(100), keyframes=drawn, neighbours=near, support=known, limit=4)
     groups = [group for stretch in found for group in stretch.groups]
@@ -211,3 +211,26 @@ def test_windows_that_two_processes_do_are_the_clip_that_one_does(tmp_path: Path
     with np.load(output) as theirs:
         put_together: Held = {name: np.concatenate([ours[name][:16], theirs[name][16:]]) for name in ours}
     assert equal(put_together, expected)
+
+
+# Shots
+
+
+def test_a_shot_is_edited_as_if_the_others_were_not_there(long: Prepared) -> None:
+    """Where keyframes attend to themselves alone; nothing but the rest of a pass can then reach over a cut."""
+    spec = edit_spec(guidance_scale=1, attended_keyframes=1)
+    both = rematched(long, keyframe_offsets=1, cuts=(21,))
+    known = {name: {**getattr(both, name)} for name in ("latents", "tokens")}
+    known["tokens"] |= {name: v.copy() for name, v in known["tokens"].items() if name.startswith("tokens.")}
+    for name, values in known["tokens"].items():
+        if name.startswith("tokens."):
+            values[:, 21:] = values[:, 21:][:, ::-1]
+    other = rematched(replace(both, tokens=known["tokens"]), keyframe_offsets=1, cuts=(21,))
+    one, two = edit_of_clip(both, spec), edit_of_clip(other, spec)
+    np.testing.assert_allclose(two[:21], one[:21], atol=2e-4)
+    assert not np.allclose(two[21:], one[21:], atol=2e-2)
+
+
+def edit_of_clip(known: Prepared, spec: Any) -> Any:
+    """Edited latents (frame, c, h, w)."""
+    return edit_at_once(known, spec)[1]["latents"]

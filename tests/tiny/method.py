@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from stages import edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
 from stages.backbones.layout import ModelLayout, layout, read_configs
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion
+from stages.control_frames import canny
 from stages.editing.resuming import NOTHING_KEPT, Scratch
 from store.schemas import Block, Schema, Variable
 
@@ -47,6 +48,7 @@ class Prepared:
     latents: Held
     tokens: Held
     field: Held
+    controls: Sequence[Held] = ()  # per ControlNet of the backbone its control images
 
     @property
     def frames(self) -> int:
@@ -55,7 +57,15 @@ class Prepared:
 
     def in_passes_of(self, frames_per_pass: int) -> Prepared:
         """The same, with a model that takes so many frames at once."""
-        return replace(self, backbone=StableDiffusion(self.backbone.pipeline, Runtime(frames_per_pass=frames_per_pass)))
+        runtime = Runtime(frames_per_pass=frames_per_pass)
+        return replace(self, backbone=StableDiffusion(self.backbone.pipeline, runtime, controls=self.backbone.controls))
+
+    def controlled(self, *controls: Any) -> Prepared:
+        """The same with ControlNets, which are shown edges, and the frames themselves, in turn."""
+        backbone = StableDiffusion(self.backbone.pipeline, self.backbone.runtime, controls=controls)
+        edges = np.stack([canny(frame, 100, 200) for frame in self.rgb])
+        shown: list[Held] = [{"rgb": self.rgb if number % 2 else edges} for number in range(len(controls))]
+        return replace(self, backbone=backbone, controls=shown)
 
 
 def prepare(
@@ -129,7 +139,7 @@ def edit_of_keyframes(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Sc
         edit_keyframes.outputs(spec, field=prepared.schemas["field"], layout=prepared.layout),
         lambda part: edit_keyframes.run(
             spec, part, latents=prepared.latents, tokens=prepared.tokens, field=prepared.field,
-            timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch,
+            timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch, controls=prepared.controls,
         ),
     )  # fmt: skip
 
@@ -145,6 +155,7 @@ def propagate(
         lambda part: propagate_tokens.run(
             own, part, edit=spec, keyframe_edit=keyframe_edit, latents=prepared.latents, tokens=prepared.tokens,
             field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch,
+            controls=prepared.controls,
         ),
         [range(prepared.frames)] if parts is None else parts,
     )  # fmt: skip
@@ -158,7 +169,7 @@ def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Scratch
         lambda part: propagate_tokens.run_whole(
             own, part, edit=spec, latents=prepared.latents, tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, put_keyframes=blocks.append,
-            scratch=scratch,
+            scratch=scratch, controls=prepared.controls,
         ),
         [range(prepared.frames)],
     )  # fmt: skip

@@ -69,6 +69,22 @@ def make_pipeline(seed: int = 0, vae: str = "kl", **unet: Any) -> Any:
     return pipeline
 
 
+def make_control(pipeline: Any, seed: int = 0) -> Any:
+    """A ControlNetModel for the pipeline's UNet and autoencoder with random weights, where new ones would be zero."""
+    from diffusers import ControlNetModel
+
+    torch.manual_seed(seed)
+    halvings = 2 if type(pipeline.vae).__name__ == "AutoencoderTiny" else 3
+    control = ControlNetModel.from_unet(
+        pipeline.unet, conditioning_embedding_out_channels=(8,) * halvings + (16,), load_weights_from_unet=False
+    ).eval()
+    with torch.no_grad():
+        for name, weights in control.named_parameters():
+            if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
+                weights.normal_(std=0.2)
+    return control.requires_grad_(False)
+
+
 def make_tokenizer() -> Any:
     """A valid CLIPTokenizer whose words are bytes, 16 tokens long."""
     from transformers import CLIPTokenizer

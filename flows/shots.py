@@ -1,0 +1,88 @@
+"""Where a clip's shots begin, as a plan needs to know before anything runs: given, or found in its frames."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from stages import decode_frames
+from stages.diffusion.chunks import blocks_of
+from store.errors import InputError
+from store.keys import ArtifactKey
+from store.store import Store
+
+
+class SeenClip:
+    """The frames of a clip that is to be decoded, looked at while a run is planned; what was seen is remembered.
+
+    source   the video; None where it is not here, and its frames are in the store or nowhere
+    """
+
+    def __init__(self, spec: decode_frames.Spec, key: ArtifactKey, source: Path | None, store: Store) -> None:
+        self.spec, self.key, self.source, self.store = spec, key, source, store
+
+    def cuts(self) -> tuple[int, ...]:
+        """The frames of the clip at which a new shot begins."""
+
+        def look() -> JsonValue:
+            from stages.measures.cuts import cuts_of
+
+            return [*cuts_of(self._frames("--cuts none or --cuts 12,48"))]
+
+        found: Any = self.store.remembered(f"cuts 1 {self.key.hex}", look)
+        return tuple(found)
+
+    def motion(self) -> list[float]:
+        """How much moves from each frame to the next, see `stages.measures.cuts`."""
+
+        def look() -> JsonValue:
+            from stages.measures.cuts import motion_of
+
+            return [*motion_of(self._frames("--keyframe-placement interval"))]
+
+        found: Any = self.store.remembered(f"motion 1 {self.key.hex}", look)
+        return list(found)
+
+    def _frames(self, way_out: str) -> Iterator[Any]:
+        """rgb (height, width, channel) uint8: the same ones, from the video or from the store."""
+        if self.source is not None:
+            yield from decode_frames.pictures(self.spec, self.source)
+            return
+        stored = self.store.find(self.key)
+        stored = stored and self.store.fetch(stored)
+        if stored is None:
+            raise InputError(f"neither the video nor its frames are here to be looked at; say {way_out}")
+        rgb = stored["rgb"]
+        for block in blocks_of(rgb.shape[0]):
+            yield from rgb[block.start : block.stop]
+
+
+def parse_cuts(text: str, spec: decode_frames.Spec, frames: int) -> tuple[int, ...]:
+    """Cuts as frames of the clip, from "12,48": frames of the video at which a new shot begins, in any order.
+
+    frames   of the clip
+    raises   InputError where it is no such list, or a cut does not lie inside the clip
+    """
+    if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", text):
+        raise InputError(
+            f"--cuts {text!r} is neither auto nor none nor a list of frames at which new shots begin, such as 12,48"
+        )
+    given = sorted({int(number) for number in text.split(",")})
+    cuts = [-(-(frame - spec.start) // spec.step) for frame in given]
+    last = spec.start + (frames - 1) * spec.step
+    for frame, cut in zip(given, cuts, strict=True):
+        if not 0 < cut < frames:
+            raise InputError(
+                f"--cuts {frame}: no shot can begin there, since the clip has the frames {spec.start} to {last}; "
+                f"give frames from {spec.start + 1} to {last}, or none"
+            )
+    return tuple(dict.fromkeys(cuts))
+
+
+def written_cuts(cuts: tuple[int, ...], spec: decode_frames.Spec) -> str:
+    """Cuts of the clip as `parse_cuts` reads them; "none" where there are none."""
+    return ",".join(str(spec.start + cut * spec.step) for cut in cuts) or "none"

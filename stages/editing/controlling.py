@@ -1,0 +1,69 @@
+"""What the ControlNets of an edit add to the UNet: their residuals, summed; on a pass that reuses features, the last.
+
+Source: Zhang et al., ControlNet, arXiv 2302.05543, section 3.1; several are summed, section 3.4. With reused features
+(Ma et al., DeepCache, arXiv 2312.00858) no ControlNet is run either: what the whole pass had of it, deep and shallow,
+is used again, since both follow latents that change slowly between neighbouring steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from store.schemas import Arrays
+
+from ..backbones import Backbone, Residuals
+
+
+class Controlling:
+    """The ControlNets of an edit, over their control images.
+
+    pictures   per ControlNet its control images: rgb (frame, height, width, channel) uint8
+    keeps      whether what is found is kept, for `reused`
+    """
+
+    def __init__(self, backbone: Backbone, pictures: Sequence[Arrays], keeps: bool) -> None:
+        self.backbone, self.pictures, self.keeps = backbone, pictures, keeps
+        self.outermost = len(backbone.unet.down_blocks[0].resnets) + 1  # the skips that the last up block reads
+        self.kept: dict[int, list[Tensor]] = {}  # frame → its outermost residuals (branch, …)
+        self._zeros: Residuals = []
+
+    def residuals(
+        self, strengths: Sequence[float], frames: Sequence[int], latents: Tensor, timestep: int, text: Tensor
+    ) -> Residuals | None:
+        """The sum over the ControlNets; None where none acts.
+
+        strengths   per ControlNet; it is not run at 0
+        latents     (branch · frame, channel, height, width)      text   (branch · frame, token, channel)
+        """
+        total: Residuals | None = None
+        for number, strength in enumerate(strengths):
+            if strength:
+                shown = self._shown(number, frames)
+                own = self.backbone.control(number, latents, timestep, text, shown, strength)
+                total = own if total is None else [a + b for a, b in zip(total, own, strict=True)]
+        if self.keeps:
+            self._keep(total, frames)
+        return total
+
+    def reused(self, frames: Sequence[int], branches: int) -> Residuals | None:
+        """What the last whole pass found, where it is still read; fewer branches than it had are the last ones."""
+        if not self.kept:
+            return None
+        each = zip(*(self.kept[frame] for frame in frames), strict=True)
+        return [*(torch.stack([r[-branches:] for r in rows], 1).flatten(0, 1) for rows in each), *self._zeros]
+
+    def _keep(self, total: Residuals | None, frames: Sequence[int]) -> None:
+        if total is None:
+            self.kept.clear()
+            return
+        own = [residual.unflatten(0, (-1, len(frames))) for residual in total[: self.outermost]]
+        self.kept.update({frame: [r[:, row].clone() for r in own] for row, frame in enumerate(frames)})
+        self._zeros = [residual.new_zeros(()) for residual in total[self.outermost :]]
+
+    def _shown(self, number: int, frames: Sequence[int]) -> np.ndarray:
+        rgb = self.pictures[number]["rgb"]
+        return np.concatenate([rgb[frame : frame + 1] for frame in frames])
