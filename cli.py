@@ -58,6 +58,16 @@ PoolOption = Annotated[str, typer.Option(metavar="NAME", help="The work pool; ma
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Open weights that are no .safetensors too: they may hold code.")
 ]
+CodecOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="h264, hevc, av1, vp9, prores; what the ending of the file stands for without."),
+]
+QualityOption = Annotated[
+    int | None, typer.Option(help="Of the clip, 0 to 100 on the same scale for every codec; 80 without it.")
+]
+PixelFormatOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of the clip, such as yuv444p or yuv420p10le.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -67,6 +77,18 @@ def edit_options(
         list[str] | None, typer.Option(metavar="TEXT", help="What the edit shows; give it again for another edit.")
     ] = None,
     model: Annotated[str, typer.Option(metavar="ID|DIR|FILE|pocket", help="The text-to-image model.")] = "pocket",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA on top of the model; give it again for another."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:TOKEN]", help="A word learnt by textual inversion; give it again for another."),
+    ] = None,
+    prompt_weighting: Annotated[
+        bool,
+        typer.Option("--prompt-weighting", help="Read (words)1.3, words++ and long prompts as compel does."),
+    ] = False,
     source_prompt: Annotated[str, typer.Option(help="What the video shows.")] = "",
     frames: Annotated[
         str | None, typer.Option(metavar="START:STOP[:STEP]", help="Which frames; all without it.")
@@ -86,7 +108,7 @@ def edit_options(
         str | None, typer.Option(metavar="NAME", help="ddim, or dpmpp_2m: of second order, for fewer steps.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the keyframe schedule and of an editor's noise.")] = 0,
-    editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp, sdedit or controlnet.")] = "pnp",
+    editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp, ddpm, sdedit or controlnet.")] = "pnp",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the editor, e.g. feature=0.6.")
     ] = None,
@@ -98,7 +120,7 @@ def edit_options(
         ),
     ] = None,
     control_video: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE|DIR", help="Control images of a --control given, one per frame.")
+        list[Path] | None, typer.Option(metavar="FILE", help="Control images of a --control given, one per frame.")
     ] = None,
     canny_thresholds: Annotated[
         str, typer.Option(metavar="LOW-HIGH", help="Of the edges that --control canny finds.")
@@ -111,6 +133,9 @@ def edit_options(
         float | None, typer.Option(help="Share of the steps before which guidance is off.")
     ] = None,
     guidance_stop: Annotated[float | None, typer.Option(help="Share of the steps after which guidance is off.")] = None,
+    guidance_rescale: Annotated[
+        float, typer.Option(help="How far contrast that guidance adds is taken back; 0: not at all, 1: wholly.")
+    ] = 0.0,
     feature_reuse: Annotated[
         int | None, typer.Option(help="Every how many steps deep features are computed anew; 1: at every step.")
     ] = None,
@@ -158,6 +183,9 @@ def edit_options(
         str, typer.Option(help="Of the model: float32, float16 or bfloat16; auto: float16 on a GPU only.")
     ] = "auto",
     token_budget: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tokens that may be kept.")] = "8GiB",
+    codec: CodecOption = None,
+    quality: QualityOption = None,
+    pixel_format: PixelFormatOption = None,
     allow_pickle: PickleOption = False,
     runner: Annotated[
         str, typer.Option(metavar="NAME", help="here; dask or ray: the run's parts are spread over several workers.")
@@ -176,11 +204,11 @@ def edit_options(
     store: StoreOption = None,
     cache_size: CacheOption = None,
 ) -> None:
-    """The options that run, plan, preview and others share: a signature and nothing else."""
+    """The options that run, plan and preview share."""
 
 
 def planned(given: dict[str, Any]) -> "Plan":
-    """The plan of a run, from the values of `edit_options` by name."""
+    """The run that the values of `edit_options` by name ask for."""
     from flows.plan import Plan
 
     return Plan(*configs(given), open_store(given["store"]))
@@ -278,7 +306,10 @@ EngineOption = Annotated[str, typer.Option(help="Who walks the stages: auto, pre
 @command
 def run(
     plan: "Plan",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The video to write.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The clip: .mp4, .mov, .mkv, .webm, .gif, .webp, or a folder of PNGs."),
+    ] = None,
     engine: EngineOption = "auto",
     detach: Annotated[
         bool, typer.Option("--detach", help="Hand the run to a worker and return: see tf up, tf watch, tf cancel.")
@@ -654,15 +685,22 @@ def explain(
 @command
 def export(
     key: Annotated[str, typer.Argument(metavar="KEY|RUN", help="The first digits of an edit's key, or a run.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The video to write.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The clip: .mp4, .mov, .mkv, .webm, .gif, .webp, or a folder of PNGs."),
+    ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(metavar="FILE.zip", help="Write the run and all it needs, for tf pull --from FILE.zip."),
     ] = None,
+    codec: CodecOption = None,
+    quality: QualityOption = None,
+    pixel_format: PixelFormatOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write an edit that is in the store as a video, or a run as a bundle for a colleague without access."""
+    from flows.config import make_runtime
     from flows.export import export_key
     from store.errors import InputError
 
@@ -671,7 +709,8 @@ def export(
         return
     if output is None or bundle:
         raise InputError("name one thing to write: a video with -o, or a bundle with --bundle")
-    written = export_key(open_store(store), key, output)
+    encoding = make_runtime(codec=codec, quality=quality, pixel_format=pixel_format).encoding
+    written = export_key(open_store(store), key, output, encoding)
     if as_json:
         print_json(written.model_dump(mode="json"))
     else:

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.backbones.stable_diffusion import StableDiffusion
-from stages.diffusion.attention import INJECTED_FEATURE
 from stages.diffusion.patching import patched
 
 BRANCHES = 3  # source, unconditional, conditional
@@ -142,6 +141,6 @@ def predicted(
         return output[: len(source)].repeat(BRANCHES, 1, 1, 1) if feature else None
 
     batch, words = torch.cat([source, latents, latents]), text.repeat_interleave(len(latents), 0)
-    with patched(backbone.unet, processors, {INJECTED_FEATURE: inject}):
+    with patched(backbone.unet, processors, {str(backbone.injected_feature): inject}):
         _, uncond, cond = backbone.predict_noise(batch, timestep, words).unflatten(0, (BRANCHES, -1))
     return uncond + guidance_scale * (cond - uncond)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
-from .config import EditConfig, RuntimeConfig
+from .config import REPEATED, EditConfig, RuntimeConfig
 from .controls import Control
 
 
@@ -16,17 +17,19 @@ def run_command(
 
     wrapped   on several lines, an option each
     """
-    options = [("--prompt", prompt) for prompt in config.prompts]
+    options: list[tuple[str, ...]] = [
+        (option, value) for field, option in REPEATED.items() for value in getattr(config, field.removeprefix("--"))
+    ]
     for name, field in EditConfig.model_fields.items():
         value = getattr(config, name)
-        if name not in ("video", "prompts", "editor_settings", "controls") and value != field.default:
-            options.append((_option(name), str(value)))
+        if name not in ("video", "editor_settings", "controls") and f"--{name}" not in REPEATED:
+            options += [] if value == field.default else [_spelled(name, value)]
     options += [("--set", f"{name}={value}") for name, value in config.editor_settings.items()]
     options += [option for control in config.controls for option in _control(control)]
     for name, field in RuntimeConfig.model_fields.items():
         value = getattr(runtime, name, field.default)
         if value != field.default:
-            options.append((_option(name),) if value is True else (_option(name), str(value)))  # type: ignore[arg-type]
+            options.append(_spelled(name, value))
     options += [("-o", output)] if output else []
     words = [shlex.join(option) for option in (("tf", "run", str(config.video)), *options, ("--store", store))]
     return (" \\\n  " if wrapped else " ").join(words)
@@ -39,5 +42,6 @@ def _control(control: Control) -> list[tuple[str, str]]:
     return [("--control", control.written), *video, *thresholds]
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _spelled(name: str, value: Any) -> tuple[str, ...]:
+    option = f"--{name.replace('_', '-')}"
+    return (option,) if value is True else (option, str(value))

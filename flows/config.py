@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from stages.diffusion.choices import Blend, Placement, Solver
+from stages.media.encoding import QUALITY, Codec, Encoding
 from store.errors import InputError
 from store.guard import CONTROLS
 from store.schemas import Frozen
@@ -28,6 +29,7 @@ UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MASK_FROM = r"cross-attention:.*\S.*"
 MOST_PROMPTS = 100  # of one run: each is an edit of the whole video
 
+REPEATED = {"--prompts": "--prompt", "--loras": "--lora", "--embeddings": "--embedding"}  # given once for each value
 FORM_BEGINS = ("video", "prompts", "model", "preset", "source_prompt", "size", "frames", "editor", "guidance_scale",
                "negative_prompt")  # fmt: skip
 OF_PRESETS = frozenset(option for options in PRESETS.values() for option in options)
@@ -84,6 +86,17 @@ class EditConfig(Frozen):
     model: str = Field(
         "pocket", title="Model", description="'pocket', a diffusers folder, a .safetensors file or a hub id"
     )
+    loras: tuple[str, ...] = Field(
+        (), title="LoRAs", description="each FILE.safetensors or FILE.safetensors:WEIGHT, on top of the model",
+        max_length=16,
+    )  # fmt: skip
+    embeddings: tuple[str, ...] = Field(
+        (), title="Embeddings", description="textual inversion, each FILE.safetensors or FILE.safetensors:TOKEN",
+        max_length=64,
+    )  # fmt: skip
+    prompt_weighting: bool = Field(
+        False, title="Prompt weighting", description="read (words)1.3, words++ and long prompts as compel does"
+    )
     source_prompt: str = Field("", title="Source prompt", description="what the video shows; may be empty")
     frames: str | None = Field(
         None, title="Frames", description="START:STOP or START:STOP:STEP, such as 0:40; all without it",
@@ -119,6 +132,10 @@ class EditConfig(Frozen):
     guidance_stop: float = Field(
         1.0, title="Guidance stop", description="share of the steps after which guidance is off", ge=0, le=1
     )
+    guidance_rescale: float = Field(
+        0.0, title="Guidance rescale", description="how far contrast that guidance adds is taken back; 0 not at all",
+        ge=0, le=1,
+    )  # fmt: skip
     feature_reuse: int = Field(
         1, title="Feature reuse", description="every how many steps deep features are computed anew", ge=1, le=10
     )
@@ -174,8 +191,13 @@ class EditConfig(Frozen):
 
     def anywhere(self) -> EditConfig:
         """The same with paths that are understood from any folder."""
+        from stages.backbones.adapters import absolute  # which imports torch: whoever asks has a plan, and torch
+
         paths = {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)}
-        return self.model_copy(update={name: path.absolute() for name, path in paths.items()})
+        return self.model_copy(
+            update={name: path.absolute() for name, path in paths.items()}
+            | {name: tuple(absolute(text) for text in getattr(self, name)) for name in ("loras", "embeddings")}
+        )
 
     @property
     def mask_words(self) -> str:
@@ -199,7 +221,7 @@ class EditConfig(Frozen):
 
 
 class RuntimeConfig(Frozen):
-    """Where it runs, how much at once, and what is kept."""
+    """Where it runs, how much at once, what is kept, and what clips are written as."""
 
     model_config = ConfigDict(json_schema_extra=plain_fields)
 
@@ -222,6 +244,21 @@ class RuntimeConfig(Frozen):
         max_length=500,
     )  # fmt: skip
     token_budget: int = Field(8 << 30, title="Token budget", description="bytes of tokens that may be kept", ge=0)
+    codec: Codec | None = Field(
+        None, title="Codec", description="of the clip; what the ending of its name stands for without it"
+    )
+    quality: int | None = Field(
+        None, title="Quality", description=f"of the clip, 0 to 100 for every codec; {QUALITY} without it", ge=0, le=100
+    )
+    pixel_format: str | None = Field(
+        None, title="Pixel format", description="of the clip, such as yuv444p; what most players show without it",
+        max_length=20,
+    )  # fmt: skip
+
+    @property
+    def encoding(self) -> Encoding:
+        """What clips are written as."""
+        return Encoding(codec=self.codec, quality=self.quality, pixel_format=self.pixel_format)
 
 
 def parse_bytes(text: str, option: str = "--token-budget") -> int:
@@ -292,7 +329,7 @@ def _checked(kind: type[Config], given: dict[str, Any]) -> Config:
         if not first["loc"]:  # of options that do not go together
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        option = {"--editor-settings": "--set", "--prompts": "--prompt"}.get(option, option)
+        option = {"--editor-settings": "--set", **REPEATED}.get(option, option)
         raise InputError(f"{option} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 

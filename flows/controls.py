@@ -18,6 +18,7 @@ WRITTEN = re.compile(
     r"(?P<kind>[a-z]+)(:(?P<model>(?!\d+(\.\d+)?(:|$)).+?))?"
     r"(:(?P<strength>\d+(\.\d+)?)(:(?P<start>\d+(\.\d+)?)-(?P<stop>\d+(\.\d+)?))?)?"
 )
+WEIGHTS = "diffusion_pytorch_model"
 Kind = Literal["canny", "softedge", "depth", "openpose", "given"]
 KINDS = ("canny", "softedge", "depth", "openpose", "given")
 
@@ -126,6 +127,27 @@ def find_control(control: Control, model: Any, store: Store, allow_pickle: bool)
     return ControlFiles(control.model or "pocket", folder, f"blake3:{store.folder_hash(folder, files)}")
 
 
+ANNOTATOR_REPOSITORY = "lllyasviel/Annotators"
+ANNOTATOR_FILES = {
+    "softedge": ["ControlNetHED.pth"],
+    "depth": ["dpt_hybrid-midas-501f0c75.pt"],
+    "openpose": ["body_pose_model.pth", "hand_pose_model.pth", "facenet.pth"],
+}
+"""What controlnet_aux reads of that repository, by detector."""
+
+
+def find_annotator(detector: str, store: Store, allow_pickle: bool) -> ControlFiles:
+    """The weights that controlnet_aux draws with; InputError, one sentence, where they are not to be had."""
+    if not allow_pickle:
+        raise InputError(
+            f"--control {detector} is drawn with pickled weights ({ANNOTATOR_REPOSITORY}), which are not opened unless "
+            "you trust them and say --allow-pickle; canny needs none"
+        )
+    folder = _snapshot(ANNOTATOR_REPOSITORY, ANNOTATOR_FILES[detector])
+    files = [Path(name) for name in ANNOTATOR_FILES[detector]]
+    return ControlFiles(ANNOTATOR_REPOSITORY, folder, f"blake3:{store.folder_hash(folder, files)}")
+
+
 def _folder(control: Control, model: Any, store: Store, allow_pickle: bool) -> Path:
     name = control.model
     if not name and control.kind == "canny" and model.name == "pocket":
@@ -143,7 +165,7 @@ def _folder(control: Control, model: Any, store: Store, allow_pickle: bool) -> P
     if path.is_file():
         return _unpacked(path, model, store)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
-        return _downloaded(name, allow_pickle)
+        return _snapshot(name, ["config.json", f"{WEIGHTS}.safetensors", *(["*.bin"] if allow_pickle else [])])
     raise InputError(f"no ControlNet {name!r}: it is no folder, no file and no hub id; give one of these (org/name)")
 
 
@@ -159,15 +181,14 @@ def _unpacked(file: Path, model: Any, store: Store) -> Path:
     return folder
 
 
-def _downloaded(name: str, allow_pickle: bool) -> Path:
+def _snapshot(name: str, wanted: list[str]) -> Path:
     """The folder in which the hub's client keeps the files of a hub id, downloaded where they are not there yet."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["config.json", "diffusion_pytorch_model.safetensors", *(["*.bin"] if allow_pickle else [])]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises a dozen unrelated classes, all meaning: not to be had
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"ControlNet {name!r} is no folder or file here, and as a hub id it cannot be downloaded: {reason}"
+            f"{name!r} is no folder or file here, and as a hub id it cannot be downloaded: {reason}"
         ) from None

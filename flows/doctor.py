@@ -118,7 +118,7 @@ def _shared_store(store: Store, answer: str) -> list[Finding]:
 
 def _model() -> Finding:
     from pocket import model_folder
-    from stages.backbones.stable_diffusion import check_folder
+    from stages.backbones.folders import check_folder
 
     try:
         check_folder(model_folder())

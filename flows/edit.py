@@ -33,7 +33,8 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
     """The two stages that see one prompt: its keyframes, and the whole clip; together where neither is there."""
     plan = session.plan
     # The field is asked for before the tokens: where they are not kept, matching writes the tokens' artifact as well.
-    source: dict[str, Any] = {"latents": prepared.latents, "field": prepared.field, "tokens": prepared.tokens}
+    source: dict[str, Any] = {"field": prepared.field, "tokens": prepared.tokens}
+    source["latents"] = prepared.noise or prepared.latents
     if prepared.mask is not None:
         source["mask"] = prepared.mask
     source |= {f"control_{number}": step for number, step in enumerate(prepared.controls)}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stages.diffusion.chunks import blocks_of
-from stages.media.export import Written, check_output, write_video
+from stages.media.encoding import Encoding, choose_format
+from stages.media.export import DEFAULT, Written, check_output, write_video
 from stages.media.sheets import contact_sheet, save_png
 from stages.media.video import read_pictures, survey
 from store.artifact import Artifact
@@ -35,10 +37,13 @@ def output_files(video: Path, prompts: Sequence[str], output: Path | None, suffi
     return [Path(f"{name}{suffix}") for name in names]
 
 
-def check_outputs(files: Sequence[Path], video: Path | None) -> None:
-    """InputError, before anything is computed, where a result could not be written."""
+def check_outputs(
+    files: Sequence[Path], video: Path | None, encoding: Encoding = DEFAULT, size: tuple[int, int] | None = None
+) -> None:
+    """InputError, before anything is computed, where a result of `size` (width, height) could not be written."""
     for file in files:
-        check_output(file, video)
+        check_output(file, video, encoding)
+        choose_format(file, encoding, size)
 
 
 def check_pictures(files: Sequence[Path], video: Path) -> None:
@@ -74,18 +79,38 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def export_edit(edit: Artifact, frames: Artifact, file: Path, *, step: int, source: Path | None) -> Written:
+def export_edit(
+    edit: Artifact, frames: Artifact, file: Path, *, step: int, source: Path | None, encoding: Encoding = DEFAULT
+) -> Written:
     """Write an edited clip with the source's times, and its sound where `source` is there."""
     return write_video(
         file,
-        rgb_blocks(edit),
+        Pictures(edit),
         pts=frames["pts"][:],
         durations=frames["duration"][:],
         fps=str(frames.attrs["average_fps"]),
         variable=bool(frames.attrs["variable"]),
         step=step,
         source=source,
+        encoding=encoding,
     )
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The frames of an artifact in blocks, as often as they are asked for."""
+
+    artifact: Artifact
+
+    def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
+        return rgb_blocks(self.artifact)
+
+
+def clip_hash(store: Store, clip: Path) -> str:
+    """blake3 of a clip: of its bytes, or of its pictures and their names where it is a folder."""
+    if clip.is_dir():
+        return store.folder_hash(clip, sorted(each.name for each in clip.iterdir()))
+    return store.file_hash(clip)
 
 
 def rgb_blocks(artifact: Artifact) -> Iterator[np.ndarray[Any, Any]]:
@@ -111,16 +136,16 @@ def video_sheet(videos: Sequence[Path], labels: Sequence[str], columns: int, fil
     save_png(contact_sheet(rows, columns=columns), file)
 
 
-def export_key(store: Store, prefix: str, file: Path) -> Written:
+def export_key(store: Store, prefix: str, file: Path, encoding: Encoding = DEFAULT) -> Written:
     """Write the clip of a key as a video: an edit, or the decoded frames themselves; without sound."""
-    check_output(file)
+    check_output(file, encoding=encoding)
     record = store.resolve(prefix)
     frames_record = ancestor(store, record, "decode_frames")
     with store.lease((record.hex, frames_record.hex)):
-        return _exported(store, record, frames_record, file)
+        return _exported(store, record, frames_record, file, encoding)
 
 
-def _exported(store: Store, record: Record, frames_record: Record, file: Path) -> Written:
+def _exported(store: Store, record: Record, frames_record: Record, file: Path, encoding: Encoding) -> Written:
     artifact = store.find(record.recipe)
     if artifact is None:
         raise InputError(
@@ -135,7 +160,7 @@ def _exported(store: Store, record: Record, frames_record: Record, file: Path) -
         raise InputError(f"the frames of {record.hex[:12]}, which hold its times, were removed; run its edit again")
     step = frames_record.recipe.spec["step"]
     assert isinstance(step, int)
-    return export_edit(artifact, frames, file, step=step, source=None)
+    return export_edit(artifact, frames, file, step=step, source=None, encoding=encoding)
 
 
 def ancestor(store: Store, record: Record, stage: str) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
+from stages.backbones.adapters import NO_ADAPTERS, Adapters
+from stages.backbones.weighting import check_weighted
 from store.errors import InputError
+from store.keys import canonical_json
 from store.schemas import Frozen
 from store.store import Store
+
+from .config import EditConfig
 
 ADVICE_FILE = "tokenflow.json"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -34,14 +40,16 @@ class ModelFiles:
     key: str
     advice: Advice
     pickled: bool = False  # its weights, or some of them, are no .safetensors
+    adapters: Adapters = NO_ADAPTERS
 
 
-def find_model(name: str, store: Store, allow_pickle: bool = False) -> ModelFiles:
+def find_model(name: str, store: Store, allow_pickle: bool = False, adapters: Adapters = NO_ADAPTERS) -> ModelFiles:
     """The model called `name`: 'pocket', a diffusers folder, a single checkpoint file, or a hub id.
 
     allow_pickle   take weights that are no .safetensors too, where there are no others
+    adapters       put on top of its weights
     """
-    from stages.backbones.stable_diffusion import check_folder, identity_files, pickled_weights
+    from stages.backbones.folders import check_folder, identity_files, pickled_weights
 
     if not name.strip():
         raise InputError("--model is empty; give a diffusers folder, a .safetensors file, a hub id, or 'pocket'")
@@ -64,7 +72,15 @@ def find_model(name: str, store: Store, allow_pickle: bool = False) -> ModelFile
     check_folder(folder, allow_pickle)
     pickled = bool(pickled_weights(folder)) or (Path(name).is_file() and Path(name).suffix != ".safetensors")
     files = [path.relative_to(folder) for path in identity_files(folder)]
-    return ModelFiles(name, load_from, folder, f"blake3:{store.folder_hash(folder, files)}", _advice(folder), pickled)
+    key = _key_with(adapters, f"blake3:{store.folder_hash(folder, files)}", store)
+    return ModelFiles(name, load_from, folder, key, _advice(folder), pickled, adapters)
+
+
+def adapters_of(config: EditConfig) -> Adapters:
+    """What a run puts on top of its model; InputError for the first file or weighted prompt that cannot be used."""
+    if config.prompt_weighting:
+        check_weighted(*config.prompts, config.source_prompt, config.negative_prompt)
+    return Adapters.read(config.loras, config.embeddings, config.prompt_weighting)
 
 
 def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
@@ -72,7 +88,7 @@ def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
     from stages.backbones.layout import ModelLayout, layout, read_configs
 
     traced = store.remembered(
-        f"layout 1 {model.key} {width}x{height}",
+        f"layout 2 {model.key} {width}x{height}",
         lambda: layout(read_configs(model.folder), width, height).model_dump(mode="json"),
     )
     return ModelLayout.model_validate(traced)
@@ -83,9 +99,22 @@ def geometry_of(model: ModelFiles, store: Store) -> Any:
     from stages.backbones.layout import ModelGeometry, geometry, read_configs
 
     traced = store.remembered(
-        f"geometry 1 {model.key}", lambda: geometry(read_configs(model.folder)).model_dump(mode="json")
+        f"geometry 2 {model.key}", lambda: geometry(read_configs(model.folder)).model_dump(mode="json")
     )
     return ModelGeometry.model_validate(traced)
+
+
+def _key_with(adapters: Adapters, model: str, store: Store) -> str:
+    """The model's key with its adapters by the bytes of their files; the model's own where there are none."""
+    if not adapters:
+        return model
+    named = {
+        "model": model,
+        "loras": [[store.file_hash(lora.file), lora.weight] for lora in adapters.loras],
+        "embeddings": [[store.file_hash(embedding.file), embedding.token] for embedding in adapters.embeddings],
+        "prompt_weighting": adapters.prompt_weighting,
+    }
+    return f"sha256:{hashlib.sha256(canonical_json(named).encode()).hexdigest()}"
 
 
 def _advice(folder: Path) -> Advice:
@@ -118,7 +147,7 @@ def _unpacked(file: Path, store: Store, allow_pickle: bool) -> Path:
         raise InputError(f"model file {file} is no .safetensors file; other weight files are not opened{way_out}")
     folder = store.root / "models" / store.file_hash(file)
     if not (folder / "model_index.json").is_file():
-        from stages.backbones.stable_diffusion import unpack_single_file
+        from stages.backbones.folders import unpack_single_file
 
         unpack_single_file(file, folder)
     return folder

@@ -122,6 +122,8 @@ class PartSession(Session):
         steps[plan.extract.key.hex] = prepared.tokens if plan.keeps_tokens else prepared.field
         if plan.mask is not None and prepared.mask is not None:
             steps[plan.mask.key.hex] = prepared.mask
+        if plan.noise is not None and prepared.noise is not None:
+            steps[plan.noise.key.hex] = prepared.noise
         for keyframes, edited in plan.edits:
             steps[keyframes.key.hex], steps[edited.key.hex] = edit_one(self, prepared, keyframes, edited)
         return steps[node.key.hex]

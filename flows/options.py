@@ -22,7 +22,9 @@ from .sidecar import read_sidecar, sidecar_file
 Options = dict[str, Any]
 EDIT = ("preset", *EditConfig.model_fields)
 RUNTIME = tuple(RuntimeConfig.model_fields)
-GIVEN_AS = {"prompts": "prompt", "editor_settings": "set_"}  # option → what the command line calls it
+REPEATED = {"prompts": "prompt", "loras": "lora", "embeddings": "embedding"}
+GIVEN_AS = {**REPEATED, "editor_settings": "set_"}  # option → what the command line calls it
+CANNY_THRESHOLDS = "100-200"  # as `Control` has them
 MASKS = {"mask", "mask_from"}  # which exclude each other
 PATHS = tuple(name for name, field in EditConfig.model_fields.items() if field.annotation in (Path, Path | None))
 
@@ -49,11 +51,10 @@ def options_of(given: Mapping[str, Any]) -> Options:
     options = {name: given.get(GIVEN_AS.get(name, name)) for name in (*EDIT, *RUNTIME)}
     if word := given.get("keep_background"):
         options["mask_from"] = options["mask_from"] or f"cross-attention:{word}"
-    if (controls := given.get("control") or ()) or given.get("control_video"):
-        written = given.get("canny_thresholds") or "100-200"
-        options["controls"] = parse_controls(controls, given.get("control_video") or (), written)
-    if options["prompts"] is not None:
-        options["prompts"] = tuple(options["prompts"])
+    if options["controls"] is None and (given.get("control") or given.get("control_video")):
+        thresholds = given.get("canny_thresholds") or CANNY_THRESHOLDS
+        options["controls"] = parse_controls(given.get("control") or (), given.get("control_video") or (), thresholds)
+    options |= {name: tuple(value) for name in REPEATED if (value := options[name]) is not None}
     if options["editor_settings"] is not None:
         options["editor_settings"] = parse_settings(options["editor_settings"])
     return {name: value for name, value in options.items() if value is not None}
@@ -62,8 +63,7 @@ def options_of(given: Mapping[str, Any]) -> Options:
 def given_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The other way round: as the command line would have given them."""
     given = {GIVEN_AS.get(name, name): value for name, value in options.items()}
-    if "prompt" in given:
-        given["prompt"] = [*given["prompt"]]
+    given |= {name: [*given[name]] for name in REPEATED.values() if name in given}
     if "set_" in given:
         given["set_"] = [f"{name}={json.dumps(value)}" for name, value in given["set_"].items()]
     if "token_budget" in given:

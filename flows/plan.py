@@ -20,6 +20,7 @@ from stages import (
     editors,
     extract_tokens,
     find_masks,
+    invert_ddpm,
     invert_frames,
     match_tokens,
     propagate_tokens,
@@ -39,9 +40,9 @@ from store.schemas import Frozen, Schema, Variable
 from store.store import Store
 
 from .config import EditConfig, RuntimeConfig
-from .controls import Control, find_control
+from .controls import Control, find_annotator, find_control
 from .masks import mask_key, mask_recipe
-from .models import ModelFiles, find_model, geometry_of, layout_of
+from .models import ModelFiles, adapters_of, find_model, geometry_of, layout_of
 from .shots import SeenClip, parse_cuts, written_cuts
 from .videos import KnownVideo
 
@@ -55,6 +56,7 @@ STAGES: Mapping[str, Any] = {
 }
 STAGES_BESIDE: Mapping[str, Any] = {
     "control_frames": control_frames,
+    "invert_ddpm": invert_ddpm,
     "read_masks": read_masks,
     "find_masks": find_masks,
 }
@@ -87,9 +89,10 @@ class Plan:
         known = video or KnownVideo.of(config.video, store)
         self.video, self.video_key = known.info, known.key
         self.mask_key = known.mask_key or mask_key(config, store)
-        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle)
+        self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
+        self.size = (size.width, size.height)
         self.notes += [*self.video.notes, *([size.sentence] if size.sentence else [])]
         if self.model.pickled:
             self.notes.append(
@@ -151,6 +154,7 @@ class Plan:
             scale for scale in (config.guidance_scale, advised, GUIDANCE_SCALE) if scale is not None
         )
         editor = editors.choose(config.editor, self._editor_settings())
+        self.noise = self._noise()
         self.controls = ControlPlan(self)
         self.edits = [self._edit(prompt, editor) for prompt in dict.fromkeys(config.prompts)]
 
@@ -163,7 +167,7 @@ class Plan:
     @property
     def nodes(self) -> list[Node]:
         """All artifacts, in DAG order."""
-        beside = [self.mask] if self.mask else []
+        beside = [node for node in (self.noise, self.mask) if node]
         prepared = [self.decode, *self.controls.nodes, self.invert, self.extract, self.match, *beside]
         return [*prepared, *(node for pair in self.edits for node in pair)]
 
@@ -198,6 +202,8 @@ class Plan:
             return control_frames.outputs(node.spec, frames=frames)
         if node.stage == "invert_frames":
             return latents
+        if node is self.noise:
+            return invert_ddpm.outputs(node.spec, latents=latents, layout=self.layout)
         if node is self.mask:
             masks: Schema = STAGES_BESIDE[node.stage].outputs(node.spec, frames=frames)
             return masks
@@ -311,7 +317,7 @@ class Plan:
             return frames * int(node.spec.num_inversion_steps) * int(node.spec.evaluations) + checked * steps
         if node.stage in ("control_frames", "read_masks"):
             return -(-frames // FRAMES_PER_BLOCK)
-        if node.stage in ("extract_tokens", "match_tokens"):
+        if node.stage in ("extract_tokens", "match_tokens", "invert_ddpm"):
             return frames * steps
         support = len(self.schema(self.match).coordinates["support"])
         edit = self._keyframes_of(node)
@@ -368,9 +374,9 @@ class Plan:
             return [self.extract] if self.keeps_tokens else [self.invert, self.extract]
         if node.stage == "read_masks":
             return [self.decode]
-        if node.stage == "find_masks":
+        if node.stage in ("find_masks", "invert_ddpm"):
             return [self.invert]
-        source += [self.mask] if self.mask else []
+        source += [node for node in (self.noise, self.mask) if node]
         if node.stage == "edit_keyframes":
             return source
         frames = [self.decode] if node.spec.match_colours else []
@@ -408,13 +414,14 @@ class Plan:
                 guidance_scale=self.guidance_scale,
                 guidance_start=config.guidance_start,
                 guidance_stop=config.guidance_stop,
+                guidance_rescale=config.guidance_rescale,
                 feature_reuse=config.feature_reuse,
                 solver=config.solver,
                 editor=editor,
                 attended_keyframes=config.attended_keyframes,
             ),
             {
-                "latents": self.invert.key.hex,
+                "latents": (self.noise or self.invert).key.hex,
                 "tokens": self.extract.key.hex,
                 "field": self.match.key.hex,
                 "model": self.model.key,
@@ -433,6 +440,16 @@ class Plan:
     def _node(self, stage: str, spec: Frozen, inputs: dict[str, str], prompt: str | None = None) -> Node:
         version = {**STAGES, **STAGES_BESIDE}[stage].VERSION
         return Node(stage, spec, ArtifactKey.of(stage, version, spec, inputs), prompt)
+
+    def _noise(self) -> Node | None:
+        """The latents that the editor wants in the place of invert_frames' own, where it does."""
+        config = self.config
+        if editors.inversion(config.editor) is None:
+            return None
+        if config.solver != "ddim":
+            raise InputError(f"--editor {config.editor} takes DDPM steps: leave out --solver {config.solver}")
+        spec = invert_ddpm.Spec(prompt=config.source_prompt, num_steps=config.steps, seed=config.seed)
+        return self._node("invert_ddpm", spec, {"latents": self.invert.key.hex, "model": self.model.key})
 
     def _editor_settings(self) -> dict[str, Any]:
         advised = self.model.advice.editors.get(self.config.editor, {})
@@ -474,6 +491,7 @@ class ControlPlan:
             )  # fmt: skip
         self.files = [find_control(control, plan.model, plan.store, plan.runtime.allow_pickle) for control in controls]
         self.videos: dict[str, Path] = {}  # key in hex → the control video
+        self.annotators: dict[str, str] = {}  # key in hex → folder of the detector's weights
         self.shown = [self._node(control) for control in controls]
 
     @property
@@ -496,8 +514,14 @@ class ControlPlan:
             self.videos[node.key.hex] = control.video
             return node
         spec = control_frames.Spec(detector=control.kind, low=control.low, high=control.high)
+        frames = {"frames": plan.decode.key.hex}
+        if spec.detector == "canny":
+            return plan._node("control_frames", spec, frames)
         control_frames.check_installed(spec.detector)
-        return plan._node("control_frames", spec, {"frames": plan.decode.key.hex})
+        weights = find_annotator(spec.detector, plan.store, plan.runtime.allow_pickle)
+        node = plan._node("control_frames", spec, {**frames, "annotator": weights.key})
+        self.annotators[node.key.hex] = str(weights.folder)
+        return node
 
     def _decoded(self, video: Path) -> str:
         """The key that decoding a control video as the video itself is decoded would have."""

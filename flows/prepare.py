@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages import control_frames, decode_frames, extract_tokens, find_masks, invert_frames, match_tokens, read_masks
+from stages import (
+    control_frames,
+    decode_frames,
+    extract_tokens,
+    find_masks,
+    invert_ddpm,
+    invert_frames,
+    match_tokens,
+    read_masks,
+)
 from store.artifact import Artifact
 from store.schemas import Blocks
 
@@ -30,6 +39,7 @@ class Prepared:
     field: Step
     controls: list[Step]  # per ControlNet its control images
     mask: Step | None
+    noise: Step | None  # latents that the editor wants in the place of `latents`
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,8 @@ def prepare(session: Session) -> Prepared:
 
     def control(node: Node) -> Step:
         def see(part: range, frames: Artifact) -> Blocks:
-            return counted(control_frames.run(node.spec, part, frames=frames), session.progress)
+            annotator = plan.controls.annotators.get(node.key.hex)
+            return counted(control_frames.run(node.spec, part, frames=frames, annotator=annotator), session.progress)
 
         def take(part: range) -> Blocks:
             pictures = decode_frames.run(plan.decode.spec, part, video=plan.controls.videos[node.key.hex])
@@ -98,7 +109,7 @@ def prepare(session: Session) -> Prepared:
         field = session.fused(plan.match, plan.extract, match_as_extracted, latents=latents)
     controls = {node.key.hex: control(node) for node in plan.controls.nodes}
     shown = [controls[node.key.hex] for node in plan.controls.shown]
-    return Prepared(frames, latents, tokens, field, shown, _mask(session, frames, latents))
+    return Prepared(frames, latents, tokens, field, shown, _mask(session, frames, latents), _noise(session, latents))
 
 
 def _mask(session: Session, frames: Step, latents: Step) -> Step | None:
@@ -123,6 +134,18 @@ def _mask(session: Session, frames: Step, latents: Step) -> Step | None:
     if node.stage == "read_masks":
         return session.stage(node, read, frames=frames)
     return session.stage(node, find, prompts=(node.spec.prompt,), latents=latents)
+
+
+def _noise(session: Session, latents: Step) -> Step | None:
+    """The latents of an editor that has an inversion of its own; None for all others."""
+    plan, node = session.plan, session.plan.noise
+    if node is None:
+        return None
+
+    def invert(part: range, latents: Artifact) -> Blocks:
+        return invert_ddpm.run(node.spec, part, latents=latents, timesteps=plan.timesteps, backbone=session.backbone)
+
+    return session.stage(node, invert, prompts=(node.spec.prompt,), latents=latents)
 
 
 def prepare_all(session: Session) -> list[Artifact]:

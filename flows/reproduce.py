@@ -11,7 +11,8 @@ from store.records import software
 from store.store import Store
 
 from .config import EditConfig, RuntimeConfig, make_config
-from .models import find_model
+from .export import clip_hash
+from .models import adapters_of, find_model
 from .plan import STAGES, Plan
 from .run import Result
 from .sidecar import Sidecar, read_sidecar
@@ -32,10 +33,11 @@ def plan_again(
         raise InputError(f"the video {place} of {file} is not there; say where it is with --video PATH")
     _check_bytes(f"the video {place}", f"blake3:{store.file_hash(place)}", sidecar.video.key, file, "--video PATH")
     name = model or sidecar.config.model
-    _check_bytes(
-        f"the model {name}", find_model(name, store, runtime.allow_pickle).key, sidecar.model.key, file, "--model NAME"
-    )
-    plan = Plan(_config(sidecar, place, name), runtime, store)
+    now = find_model(name, store, runtime.allow_pickle, adapters_of(sidecar.config))
+    what = f"the model {name}" + (" with its LoRAs and embeddings" if now.adapters else "")
+    _check_bytes(what, now.key, sidecar.model.key, file, "--model NAME")
+    encoded = runtime.model_copy(update=dict(sidecar.encoding))
+    plan = Plan(_config(sidecar, place, name), encoded, store)
     plan.notes = [note for note in (other_software(sidecar),) if note]
     for node, then in zip([node for node in plan.nodes if node.stage in STAGES], sidecar.recipes, strict=True):
         _check_recipe(then, node.key, sidecar, file)
@@ -50,7 +52,7 @@ def output_again(file: Path, sidecar: Sidecar, output: Path | None, store: Store
     if output:
         return output
     clip = file.with_name(sidecar.clip.name)
-    if clip.exists() and f"blake3:{store.file_hash(clip)}" != sidecar.clip.key:
+    if clip.exists() and f"blake3:{clip_hash(store, clip)}" != sidecar.clip.key:
         raise InputError(
             f"{clip} is not the clip that {file} tells of; name another with -o, or -o {clip} to replace it"
         )

@@ -16,7 +16,7 @@ from store.store import Store
 
 from .edit import edit, preview
 from .engine import Wanted, choose_engine, run_with_prefect
-from .export import check_outputs, check_pictures, export_edit, output_files, preview_sheet
+from .export import check_outputs, check_pictures, clip_hash, export_edit, output_files, preview_sheet
 from .plan import Plan
 from .prepare import prepare_all
 from .remarks import remarks
@@ -89,7 +89,7 @@ def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress:
 def clip_files(plan: Plan, output: Path | None) -> list[Path]:
     """Where each prompt's clip goes; InputError, before anything is computed, where it could not be written."""
     files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, ".mp4")
-    check_outputs(files, plan.source)
+    check_outputs(files, plan.source, plan.runtime.encoding, plan.size)
     for file in files:
         check_sidecar_place(file)
     return files
@@ -148,12 +148,18 @@ def previewed(plan: Plan, files: list[Path], walker: Walker, progress: Progress 
 
 def _exported(plan: Plan, edit: Artifact, frames: Artifact, file: Path) -> Written:
     """The clip written to `file`, unless these very bytes are already there."""
-    what = f"export {VERSION} {edit.digest} {frames.digest} {plan.video_key} {file.absolute()}"
+    encoding = plan.runtime.encoding
+    what = (
+        f"export {VERSION} {edit.digest} {frames.digest} {plan.video_key} {file.absolute()} "
+        f"{encoding.model_dump_json()} {plan.source is not None}"
+    )
     kept = plan.store.recall(what)
-    if isinstance(kept, dict) and file.is_file() and plan.store.file_hash(file) == kept["blake3"]:
+    if isinstance(kept, dict) and file.exists() and clip_hash(plan.store, file) == kept["blake3"]:
         return Written.model_validate(kept["written"])
-    written = export_edit(edit, frames, file, step=plan.decode.spec.step, source=plan.source)
-    plan.store.remember(what, {"blake3": plan.store.file_hash(file), "written": written.model_dump(mode="json")})
+    written = export_edit(
+        edit, frames, file, step=plan.decode.spec.step, source=plan.source, encoding=encoding
+    )  # fmt: skip
+    plan.store.remember(what, {"blake3": clip_hash(plan.store, file), "written": written.model_dump(mode="json")})
     return written
 
 

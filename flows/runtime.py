@@ -35,7 +35,7 @@ def load_backbone(plan: Plan) -> StableDiffusion:
     kept, wanted = _kept.get({}), (plan.model.key, runtime)
     if wanted not in kept:
         kept.clear()  # before another is loaded: a GPU may not hold two
-        kept[wanted] = load(plan.model.load_from, runtime)
+        kept[wanted] = load(plan.model.load_from, runtime, plan.model.adapters)
     backbone = kept[wanted]
     backbone.controls = [load_controlnet(files.folder, plan.device, runtime.dtype) for files in plan.controls.files]
     return backbone

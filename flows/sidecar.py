@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import JsonValue, ValidationError, model_validator
 
+from stages.media.encoding import Encoding
 from store.artifact import Artifact
 from store.errors import InputError
 from store.keys import ArtifactKey
@@ -19,6 +20,7 @@ from store.schemas import Frozen
 
 from .config import EditConfig
 from .controls import Control
+from .export import clip_hash
 from .plan import STAGES, Node, Plan
 from .shots import written_cuts
 
@@ -36,10 +38,11 @@ class Sidecar(Frozen):
     """One edit: what was asked, what it was made from and by, and what came out.
 
     run        id of the saved run, for `tf report`; none where the store kept none
-    clip       the mp4, and the blake3 of its bytes
+    clip       the file or folder, and the blake3 of its bytes
     software   versions, device and commit that made the edit
     recipes    of each stage that every edit has, in the order of the method; the hash of each is the stage's key
-    digest     of the edit's artifact: what came out, whatever the mp4 encoder
+    digest     of the edit's artifact: what came out, whatever it is encoded as
+    encoding   what the clip is written as; the default in sidecars of before there was a choice
     """
 
     format: Literal[1] = FORMAT
@@ -51,6 +54,7 @@ class Sidecar(Frozen):
     recipes: tuple[ArtifactKey, ...]
     keys: dict[str, str]
     digest: str
+    encoding: Encoding = Encoding()
     software: dict[str, JsonValue]
 
     @model_validator(mode="after")
@@ -67,13 +71,14 @@ class Sidecar(Frozen):
         shared = [node.key for node in (plan.decode, plan.invert, plan.extract, plan.match)]
         recipes = (*shared, keyframes.key, edit.record.recipe)
         return cls(
-            clip=NamedFile(name=clip.name, key=f"blake3:{plan.store.file_hash(clip)}"),
+            clip=NamedFile(name=clip.name, key=f"blake3:{clip_hash(plan.store, clip)}"),
             video=NamedFile(name=str(plan.config.video.absolute()), key=plan.video_key),
             model=NamedFile(name=model_place(plan), key=plan.model.key),
             config=resolved(plan, keyframes),
             recipes=recipes,
             keys={recipe.stage: recipe.hex for recipe in recipes},
             digest=edit.digest,
+            encoding=plan.runtime.encoding,
             software=edit.record.provenance,
         )
 

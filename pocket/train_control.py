@@ -41,7 +41,7 @@ class ControlRecipe:
     save_every: int = 100
 
 
-TINY = ControlRecipe(size=32, images=16, steps=8, batch=2, save_every=4)
+TINY = ControlRecipe(size=32, images=16, steps=16, batch=2, save_every=8)
 """A recipe of seconds, which learns nothing: for trying the machinery."""
 
 

@@ -50,16 +50,16 @@ def outputs(spec: Spec, *, frames: Schema) -> Schema:
     return Schema(artifact="control", variables={"rgb": rgb})
 
 
-def run(spec: Spec, part: range, *, frames: Arrays, annotators: str | None = None) -> Blocks:
+def run(spec: Spec, part: range, *, frames: Arrays, annotator: str | None = None) -> Blocks:
     """Look at every frame on its own, a few at a time.
 
-    frames       rgb (frame, height, width, channel) uint8
-    annotators   folder with the weights of controlnet_aux's detectors
-    yields       rgb (frame, height, width, channel) uint8
-    raises       InputError where the detector's library is not installed
+    frames      rgb (frame, height, width, channel) uint8
+    annotator   folder with the weights of controlnet_aux's detector
+    yields      rgb (frame, height, width, channel) uint8
+    raises      InputError where the detector's library is not installed
     """
     assert part == range(1), "control images are made in one piece"
-    rgb, look = frames["rgb"], _looking(spec, annotators)
+    rgb, look = frames["rgb"], _looking(spec, annotator)
     for block in blocks_of(rgb.shape[0]):
         yield Block("rgb", (block.start, 0, 0, 0), np.stack([look(frame) for frame in rgb[block.start : block.stop]]))
 
@@ -92,11 +92,11 @@ def canny(rgb: Picture, low: int, high: int) -> Picture:
     return np.repeat(edges[..., None], 3, axis=2)
 
 
-def _looking(spec: Spec, annotators: str | None) -> Callable[[Picture], Picture]:
+def _looking(spec: Spec, annotator: str | None) -> Callable[[Picture], Picture]:
     if spec.detector == "canny":
         return lambda picture: canny(picture, spec.low, spec.high)
-    assert annotators is not None, f"{spec.detector} has weights"
-    detector: Any = getattr(_annotators(spec.detector), ANNOTATORS[spec.detector]).from_pretrained(annotators)
+    assert annotator is not None, f"{spec.detector} has weights"
+    detector: Any = getattr(_annotators(spec.detector), ANNOTATORS[spec.detector]).from_pretrained(annotator)
 
     def look(picture: Picture) -> Picture:
         height, width = picture.shape[:2]

@@ -17,7 +17,7 @@ from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .backbones import Backbone
 from .backbones.layout import ModelLayout
-from .diffusion.attention import INJECTED_FEATURE, RecordTokens
+from .diffusion.attention import RecordTokens
 from .diffusion.chunks import blocks_of, frames_per_chunk
 from .diffusion.patching import patched
 
@@ -43,7 +43,7 @@ def outputs(spec: Spec, *, latents: Schema, layout: ModelLayout, keep_tokens: bo
             shape=(steps, count, channels, height, width),
             dtype="float16",
             chunks=(1, frames_per_chunk(count, channels * height * width * 2), channels, height, width),
-            description=f"output of {INJECTED_FEATURE}, before the shortcut is added",
+            description=f"output of {layout.injected_feature}, before the shortcut is added",
             finite=True,
         )
     for layer in layout.layers if keep_tokens else ():
@@ -76,8 +76,8 @@ class SourcePass:
 
     def __post_init__(self) -> None:
         self.text = self.backbone.encode_text([self.spec.prompt])
-        has_feature = INJECTED_FEATURE in dict(self.backbone.unet.named_modules())
-        self.hooked = [INJECTED_FEATURE] if has_feature else []
+        feature = self.backbone.injected_feature
+        self.hooked = [feature] if feature else []
 
     @torch.inference_mode()
     def read(self, step: int, frames: range) -> dict[str, Tensor]:

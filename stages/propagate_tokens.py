@@ -143,9 +143,10 @@ def run(
     if not spec.finishes:
         yield from blocks
         return
-    index = _finest(field, [*backbone.layers])
-    grid = grid_of(index.shape[-1], *clean.shape[-2:])
-    finish = Finish(spec, field=field, index=index, grid=grid, keyframe_edit=keyframe_edit, frames=frames)
+    finish = finish_of(
+        spec, field=field, layers=[*backbone.layers], latent_size=(clean.shape[-2], clean.shape[-1]),
+        keyframe_edit=keyframe_edit, frames=frames,
+    )  # fmt: skip
     for block in blocks:
         if block.variable == "rgb":
             own = range(block.start[0], block.start[0] + len(block.values))
@@ -185,9 +186,14 @@ def run_whole(
     yield from _blocks(part, edited, set(support), pictures(), backbone)
 
 
-def _finest(field: Arrays, layers: Sequence[str]) -> Array:
-    """The field of the last layer of those with the most tokens: small patches, next to the picture."""
-    return max((field[f"index.{name}"] for name in reversed(layers)), key=lambda index: index.shape[-1])
+def finish_of(
+    spec: Spec, *, field: Arrays, layers: Sequence[str], latent_size: tuple[int, int], keyframe_edit: Arrays,
+    frames: Arrays | None,
+) -> Finish:  # fmt: skip
+    """What is done to decoded pictures, along the last of the finest layers: small patches, next to the picture."""
+    index = max((field[f"index.{name}"] for name in reversed(layers)), key=lambda index: index.shape[-1])
+    grid = grid_of(index.shape[-1], *latent_size)
+    return Finish(spec, field=field, index=index, grid=grid, keyframe_edit=keyframe_edit, frames=frames)
 
 
 def _rows_between(rgb: Array, first: int, last: int) -> Iterator[Picture]:

@@ -51,11 +51,39 @@ def kl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sd2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD 2.x's structure: linear projections, heads of one depth, v-prediction."""
+    from tests.tiny.models import make_pipeline
+
+    folder = tmp_path_factory.mktemp("models") / "sd2"
+    pipeline = make_pipeline(vae="kl", use_linear_projection=True, attention_head_dim=(2, 4, 4, 4))
+    pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL's structure. Read only: copy it to break it."""
+    from tests.tiny.models import make_sdxl, save_model
+
+    return save_model(tmp_path_factory.mktemp("models") / "sdxl", make_sdxl)
+
+
+@pytest.fixture(scope="session")
 def backbone(tiny_folder: Path) -> StableDiffusion:
     """The tiny model, loaded as a user's folder is."""
     from stages.backbones.stable_diffusion import Runtime, load
 
     return load(str(tiny_folder), Runtime(frames_per_pass=4))
+
+
+@pytest.fixture(scope="session")
+def sdxl_backbone(sdxl_folder: Path) -> StableDiffusion:
+    """The tiny SDXL, likewise."""
+    from stages.backbones.stable_diffusion import Runtime, load
+
+    return load(str(sdxl_folder), Runtime(frames_per_pass=4))
 
 
 @pytest.fixture(scope="session")

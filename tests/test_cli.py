@@ -157,7 +157,10 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "model no folder": (["--prompt", "a", "--model", "store"], "no model_index.json"),
     "model a video": (["--prompt", "a", "--model", "clip.mp4"], "no .safetensors file"),
     "model unknown id": (["--prompt", "a", "--model", "nobody/nothing"], "cannot be downloaded"),
-    "editor": (["--prompt", "a", "--editor", "pnpp"], "no editor 'pnpp' in stages/editors; have pnp, sdedit"),
+    "editor": (
+        ["--prompt", "a", "--editor", "pnpp"],
+        "no editor 'pnpp' in stages/editors; have controlnet, ddpm, pnp, sdedit",
+    ),
     "setting unknown": (["--prompt", "a", "--set", "foo=1"], "has no setting 'foo'; have attention, feature"),
     "setting out of range": (["--prompt", "a", "--set", "feature=2"], "feature 2: input should be less than"),
     "setting not a number": (["--prompt", "a", "--set", "feature=NaN"], "feature 'NaN': "),
@@ -191,7 +194,7 @@ def test_a_bad_option_is_refused(tf: Tf, case: str) -> None:
 
 
 BAD_OUTPUTS = {
-    "x.gif": "end its name in .mp4", "x": "end its name in .mp4", "clip.mp4": "is the source itself",
+    "x.avi": "end its name in .mp4", ".": "holds other things than pictures", "clip.mp4": "is the source itself",
     "nowhere/x.mp4": "there is no folder nowhere", "folder.mp4": "is a folder",
 }  # fmt: skip
 
@@ -216,7 +219,7 @@ def test_a_bad_picture_or_engine_is_refused(tf: Tf) -> None:
         ("no-unet-config", "has no unet/config.json"),
         ("broken-weights", "cannot be loaded"),
         ("broken-index", "is not valid JSON"),
-        ("xl", "is a StableDiffusionXLPipeline, which is not supported; have StableDiffusionPipeline"),
+        ("xl", "has no text_encoder_2; give a complete diffusers folder"),
     ],
 )
 def test_a_bad_model_is_refused(tf: Tf, tiny_folder: Path, name: str, says: str) -> None:
@@ -365,7 +368,9 @@ def test_what_is_in_the_store_can_be_listed_shown_and_exported(tf: Tf) -> None:
     assert (exported.code, exported.err) == (0, "")
     assert (exported.json["file"], exported.json["frames"], exported.json["fps"]) == ("again.mp4", 7, "25")
     refused(tf("export", keys["match_tokens"][:10], "-o", "no.mp4"), "is no video; export a propagate_tokens")
-    refused(tf("export", keys["propagate_tokens"][:10], "-o", "x.gif"), "end its name in")
+    refused(tf("export", keys["propagate_tokens"][:10], "-o", "x.avi"), "end its name in")
+    shared = tf("export", keys["propagate_tokens"][:10], "-o", "x.gif", "--quality", "40", "--json").json
+    assert (shared["codec"], shared["frames"]) == ("gif", 7)
 
 
 def keys_of(tf: Tf) -> dict[str, str]:

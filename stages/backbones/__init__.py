@@ -20,6 +20,7 @@ class Backbone(Protocol):
     unet: Any
     layers: list[str]
     injected_layers: list[str]
+    injected_feature: str | None  # none: too few blocks
     levels: NoiseLevels
 
     def each_pass(self, frames: int, do: Callable[[slice], None]) -> None:
@@ -38,7 +39,7 @@ class Backbone(Protocol):
         """Scaled latents (frame, channel, height, width) → rgb (frame, height, width, channel) uint8."""
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings (prompt, token, channel)."""
+        """What the model is told (prompt, row, channel), opaque but for its first axis."""
 
     def cut_from(self, prompt: str) -> str:
         """The end of `prompt` that the tokenizer has no room for."""
@@ -56,4 +57,4 @@ class Backbone(Protocol):
         """
 
     def predict_noise(self, latents: Tensor, timestep: int, text: Tensor, residuals: Residuals | None = None) -> Tensor:
-        """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""
+        """One UNet pass over latents (batch, channel, height, width) and text (batch, row, channel) → float32."""

@@ -14,6 +14,7 @@ from store.errors import InputError
 from store.schemas import Frozen
 
 from ..diffusion.ddim import NoiseSchedule
+from .families import family_of_unet
 
 
 class Layer(Frozen):
@@ -34,7 +35,8 @@ class ModelLayout(Frozen):
     latent_width: int
     layers: tuple[Layer, ...]  # self-attention, in order of execution
     injected_layers: tuple[str, ...]  # those that PnP injects q and k into
-    feature: tuple[int, int, int] | None  # (channel, height, width) of PnP's injected feature; None: too few blocks
+    injected_feature: str | None  # the module whose output PnP injects; None: too few blocks
+    feature: tuple[int, int, int] | None  # (channel, height, width) of that output
     schedule: NoiseSchedule
 
 
@@ -46,8 +48,10 @@ class ModelGeometry(Frozen):
 
 
 def geometry(configs: dict[str, dict[str, Any]]) -> ModelGeometry:
-    """The autoencoder's factor, by tracing it, and the native frame side."""
+    """The autoencoder's factor, by tracing it, and the native frame side; InputError for no text-to-image model."""
     import torch
+
+    check_variant(configs["unet"], configs["vae"])
 
     vae = _on_meta(configs["vae"])
     probe = 64
@@ -58,10 +62,32 @@ def geometry(configs: dict[str, dict[str, Any]]) -> ModelGeometry:
     return ModelGeometry(multiple=multiple, native_size=int(configs["unet"].get("sample_size") or 64) * multiple)
 
 
+def check_variant(unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    """InputError where a UNet is given more than the latents (inpainting, depth), or its latents are scaled otherwise.
+
+    unet, vae   the components' configs
+    """
+    taken, made = int(unet.get("in_channels", 4)), int(vae.get("latent_channels", 4))
+    if taken != made:
+        variant = {made + 1: "a depth", 2 * made: "an instruction", 2 * made + 1: "an inpainting"}.get(taken, "another")
+        raise InputError(
+            f"this model's UNet takes {taken} channels and its autoencoder makes {made}: it is {variant} variant, "
+            "which needs more than text; use the text-to-image model that it was made from"
+        )
+    if unet.get("time_cond_proj_dim") is not None:
+        raise InputError(
+            "this model has the guidance scale as an input of its UNet (a latent consistency model), which is not "
+            "supported; use the model it was made from, with its LCM LoRA as --lora"
+        )
+    for name in ("latents_mean", "latents_std", "shift_factor"):
+        if vae.get(name):
+            raise InputError(f"this model's autoencoder has a {name}, which is not supported; use SD 1.x, 2.x or SDXL")
+
+
 def layout(configs: dict[str, dict[str, Any]], width: int, height: int) -> ModelLayout:
     """Trace the model described by `configs` (component → its config) on frames of `width` × `height` pixels."""
 
-    from ..diffusion.attention import INJECTED_FEATURE, injected_attention_layers, self_attention_layers
+    from ..diffusion.attention import injected_attention_layers, injected_feature, self_attention_layers
 
     shapes = geometry(configs)
     unet = _on_meta(configs["unet"])
@@ -71,13 +97,12 @@ def layout(configs: dict[str, dict[str, Any]], width: int, height: int) -> Model
     def noting(name: str) -> Any:
         return lambda module, inputs, output: seen.__setitem__(name, tuple(output.shape))
 
-    names = self_attention_layers(list(modules))
-    for name in [*names, INJECTED_FEATURE]:
-        if name in modules:
-            modules[name].register_forward_hook(noting(name))
+    names, injected = self_attention_layers(list(modules)), injected_feature(list(modules))
+    for name in [*names, *([injected] if injected else [])]:
+        modules[name].register_forward_hook(noting(name))
     size = (height // shapes.multiple, width // shapes.multiple)
     _trace(unet, size)
-    feature = seen.get(INJECTED_FEATURE)
+    feature = seen[injected] if injected else None
     return ModelLayout(
         multiple=shapes.multiple,
         native_size=shapes.native_size,
@@ -86,6 +111,7 @@ def layout(configs: dict[str, dict[str, Any]], width: int, height: int) -> Model
         latent_width=size[1],
         layers=tuple(Layer(name=name, tokens=seen[name][1], channels=seen[name][2]) for name in names),
         injected_layers=tuple(injected_attention_layers(names)),
+        injected_feature=injected,
         feature=None if feature is None else (feature[1], feature[2], feature[3]),
         schedule=noise_schedule(configs["scheduler"]),
     )
@@ -135,12 +161,10 @@ def _trace(unet: Any, size: tuple[int, int]) -> None:
     """One pass of a UNet on the meta device: its hooks are called, and nothing is computed."""
     import torch
 
+    text = torch.zeros(1, 8, unet.config.cross_attention_dim, device="meta")
+    given = family_of_unet(unet.config).unet_inputs(unet.config, text, size)
     with torch.no_grad():
-        unet(
-            torch.zeros(1, unet.config.in_channels, *size, device="meta"),
-            torch.zeros(1, device="meta"),
-            torch.zeros(1, 8, unet.config.cross_attention_dim, device="meta"),
-        )
+        unet(torch.zeros(1, unet.config.in_channels, *size, device="meta"), torch.zeros(1, device="meta"), **given)
 
 
 def _on_meta(config: dict[str, Any]) -> Any:

@@ -1,16 +1,14 @@
-"""Stable Diffusion 1.x-shaped pipelines: weights, text, autoencoder and noise prediction, in passes of a few frames.
+"""A loaded Stable Diffusion of any family: text, autoencoder and noise prediction, in passes of a few frames.
 
 Source: Rombach et al., arXiv 2112.10752; loaded by diffusers, never changed.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -20,28 +18,18 @@ from torch import Tensor
 
 from store.errors import InputError
 
-from ..diffusion.attention import injected_attention_layers, self_attention_layers
+from ..diffusion.attention import injected_attention_layers, injected_feature, self_attention_layers
 from ..diffusion.checks import FullDeviceError
 from ..diffusion.ddim import NoiseLevels
 from . import Residuals
+from .adapters import NO_ADAPTERS, Adapters, adapt
+from .families import family_of_unet
 from .layout import forward_flops, noise_schedule
 
-SUPPORTED = ("StableDiffusionPipeline",)
+UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}  # components of a pipeline
 FRAMES_AT_ONCE = 16  # on a CPU: fewer are slower (4: a tenth), more are no faster
 FRAMES_AT_ONCE_ON_GPU = 64
 SMALL_PASS = 8e9  # floating-point operations: on a CPU, threads take longer to wake than such a pass gains by them
-LIBRARIES = {  # of a model's components: nothing else is imported because a model's index says so
-    "unet": ("diffusers",),
-    "vae": ("diffusers",),
-    "scheduler": ("diffusers",),
-    "text_encoder": ("transformers",),
-    "tokenizer": ("transformers",),
-    "image_encoder": ("transformers", None),
-    "feature_extractor": ("transformers", None),
-    "safety_checker": ("stable_diffusion", None),
-}
-WEIGHTED = ("unet", "vae", "text_encoder")
-NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -67,6 +55,7 @@ class StableDiffusion:
 
     pipeline: Any
     runtime: Runtime = field(default_factory=Runtime)
+    prompt_weighting: bool = False
     on_pass: Callable[[int], None] = lambda frames: None  # told how many frames each UNet pass had
     on_note: Callable[[str], None] = lambda sentence: None  # told what a user should hear
     controls: Sequence[Any] = ()  # ControlNets, on the model's device
@@ -77,6 +66,8 @@ class StableDiffusion:
         names = [name for name, _ in self.unet.named_modules()]
         self.layers = self_attention_layers(names)
         self.injected_layers = injected_attention_layers(self.layers)
+        self.injected_feature = injected_feature(names)
+        self.family = family_of_unet(self.unet.config)
         self.levels = noise_levels(self.pipeline.scheduler.config)
         self._flops: dict[tuple[int, int], int] = {}  # latent size → floating-point operations of a pass over one frame
         self.at_once = self.runtime.frames_per_pass or FRAMES_AT_ONCE  # halved where memory does not hold so many
@@ -152,25 +143,33 @@ class StableDiffusion:
         return torch.cat(rgb).numpy()
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings (prompt, token, channel); what the tokenizer cannot hold is cut, see `cut_from`."""
-        logger = logging.getLogger("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+        """Text (prompt, row, channel), opaque but for its first axis; what has no room is cut, see `cut_from`."""
+        logger = logging.getLogger(type(self.pipeline).__module__)
         level = logger.level
         logger.setLevel(logging.ERROR)  # the cut is reported by `cut_from`, in our own words
         try:
-            embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.runtime.device, 1, False)
+            encode = self.family.encode_weighted if self.prompt_weighting else self.family.encode_text
+            return encode(self.pipeline, list(prompts), self.runtime.device)
         finally:
             logger.setLevel(level)
-        return embeddings
 
     def cut_from(self, prompt: str) -> str:
         """The end of `prompt` that the tokenizer has no room for; empty when all of it fits."""
+        if self.prompt_weighting:
+            return ""  # prompts of any length are read
         tokenizer = self.pipeline.tokenizer
+        prompt = self.pipeline.maybe_convert_prompt(prompt, tokenizer)  # a learnt word may take several tokens
         ids = tokenizer(prompt, truncation=False, add_special_tokens=False, verbose=False).input_ids
         return str(tokenizer.decode(ids[tokenizer.model_max_length - 2 :])).strip()
 
     def word_places(self, prompt: str, words: str) -> list[int]:
         """Where `words`, one or several that follow each other, stand among the tokens of `prompt`."""
+        if self.prompt_weighting:
+            raise InputError(
+                "words cannot be found where prompts are weighted: leave out --prompt-weighting, or give a --mask"
+            )
         tokenizer = self.pipeline.tokenizer
+        prompt, words = (self.pipeline.maybe_convert_prompt(text, tokenizer) for text in (prompt, words))
         ids = tokenizer(prompt, truncation=True, verbose=False).input_ids
         wanted = tokenizer(words, add_special_tokens=False, verbose=False).input_ids
         found = [n for n in range(len(ids) - len(wanted) + 1) if ids[n : n + len(wanted)] == wanted]
@@ -186,25 +185,32 @@ class StableDiffusion:
         dtype = self.runtime.dtype
         shown = (self.to_device(pictures).permute(0, 3, 1, 2) / 255).repeat(len(latents) // len(pictures), 1, 1, 1)
         batch, shown = (x.to(dtype, memory_format=torch.channels_last) for x in (latents, shown))
+        given = self._given(latents, text)
         with one_thread(self._is_small(latents)):
             down, mid = self.controls[number](
-                batch, timestep, encoder_hidden_states=text.to(dtype), controlnet_cond=shown,
-                conditioning_scale=strength, return_dict=False,
-            )  # fmt: skip
+                batch, timestep, **given, controlnet_cond=shown, conditioning_scale=strength, return_dict=False
+            )
         return [*down, mid]
 
     def predict_noise(self, latents: Tensor, timestep: int, text: Tensor, residuals: Residuals | None = None) -> Tensor:
         """One UNet pass over latents (batch, channel, height, width), text (batch, token, channel) → float32."""
         dtype = self.runtime.dtype
         batch = latents.to(dtype, memory_format=torch.channels_last)  # as the weights are: a tenth faster on a CPU
+        given = self._given(latents, text)
         with one_thread(self._is_small(latents)):
             out: Tensor = self.unet(
-                batch, timestep, encoder_hidden_states=text.to(dtype), return_dict=False,
+                batch, timestep, **given, return_dict=False,
                 down_block_additional_residuals=residuals and residuals[:-1],
                 mid_block_additional_residual=residuals and residuals[-1],
             )[0]  # fmt: skip
         self.on_pass(len(latents))
         return out.float()
+
+    def _given(self, latents: Tensor, text: Tensor) -> dict[str, Any]:
+        """What the UNet and its ControlNets are told, by the names of their arguments."""
+        factor = self.pipeline.vae_scale_factor
+        pixels = (latents.shape[-2] * factor, latents.shape[-1] * factor)
+        return self.family.unet_inputs(self.unet.config, text.to(self.runtime.dtype), pixels)
 
     def _is_small(self, latents: Tensor) -> bool:
         """Whether a pass over `latents` is better done on one thread. Never asked of the clock: bits depend on it."""
@@ -239,9 +245,9 @@ def noise_levels(config: Any) -> NoiseLevels:
     return NoiseLevels(alphas, float(scheduler.final_alpha_cumprod), schedule.prediction_type)
 
 
-def load(model: str, runtime: Runtime) -> StableDiffusion:
-    """Load a diffusers folder or a hub id; InputError, one sentence, where that fails."""
-    from diffusers import StableDiffusionPipeline
+def load(model: str, runtime: Runtime, adapters: Adapters = NO_ADAPTERS) -> StableDiffusion:
+    """Load a diffusers folder or a hub id, and what is put on top; InputError, one sentence, where that fails."""
+    from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
@@ -249,12 +255,11 @@ def load(model: str, runtime: Runtime) -> StableDiffusion:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        pipeline = DiffusionPipeline.from_pretrained(
             model,
             dtype={"vae": torch.float32, "default": runtime.dtype},
             use_safetensors=None if runtime.allow_pickle else True,
-            safety_checker=None,
-            requires_safety_checker=False,
+            **UNUSED,
         )
     except SafetensorError as error:
         raise InputError(f"a weight file of model {model} is damaged ({error}); download the model again") from None
@@ -266,13 +271,16 @@ def load(model: str, runtime: Runtime) -> StableDiffusion:
         reason = " ".join(str(error).split())[:240]
         raise InputError(f"model {model} cannot be loaded: {reason}") from None
     pipeline.set_progress_bar_config(disable=True)
+    adapt(pipeline, adapters)
     pipeline.unet.eval().requires_grad_(False).to(runtime.device, memory_format=torch.channels_last)
-    pipeline.text_encoder.eval().requires_grad_(False).to(runtime.device)
+    for name, has_weights in family_of_unet(pipeline.unet.config).COMPONENTS.items():
+        if has_weights and name.startswith("text_encoder"):
+            getattr(pipeline, name).eval().requires_grad_(False).to(runtime.device)
     # SD 1.5's autoencoder overflows in float16 on bright frames; it is a small share of the time.
     pipeline.vae.eval().requires_grad_(False).to(runtime.device, torch.float32, memory_format=torch.channels_last)
     if runtime.device != "cpu" and runtime.frames_per_pass is None:
         runtime = replace(runtime, frames_per_pass=frames_that_fit(pipeline, torch.cuda.mem_get_info()[0]))
-    return StableDiffusion(pipeline, runtime)
+    return StableDiffusion(pipeline, runtime, prompt_weighting=adapters.prompt_weighting)
 
 
 def frames_that_fit(pipeline: Any, free_bytes: int) -> int:
@@ -291,79 +299,3 @@ def frames_that_fit(pipeline: Any, free_bytes: int) -> int:
     )
     fitting = max(1, min(FRAMES_AT_ONCE_ON_GPU, free_bytes // 2 // needed))
     return int(1 << (fitting.bit_length() - 1))
-
-
-def unpack_single_file(file: Path, folder: Path) -> None:
-    """Write a single .safetensors checkpoint (SD 1.x names) as a diffusers folder; InputError where that fails."""
-    from diffusers import StableDiffusionPipeline
-
-    try:
-        pipeline = StableDiffusionPipeline.from_single_file(str(file), safety_checker=None)
-    except Exception as error:  # diffusers' converters raise whatever a foreign file makes them trip over
-        reason = " ".join(str(error).split())[:240]
-        raise InputError(
-            f"checkpoint {file} cannot be read as Stable Diffusion 1.x ({reason}); convert it to a diffusers folder"
-        ) from None
-    partial = folder.with_name(f"{folder.name}.part")
-    pipeline.save_pretrained(partial, safe_serialization=True)
-    partial.rename(folder)
-
-
-def check_folder(folder: Path, allow_pickle: bool = False) -> None:
-    """InputError, one sentence, unless `folder` is a diffusers folder of a supported class with all its components.
-
-    allow_pickle   weights that are no .safetensors will do
-    """
-    index = folder / "model_index.json"
-    try:
-        declared = json.loads(index.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(
-            f"{folder} has no model_index.json; give a diffusers folder, a hub id, a .safetensors file, or 'pocket'"
-        ) from None
-    except ValueError:
-        raise InputError(f"{index} is not valid JSON; download the model again") from None
-    if not isinstance(declared, dict):
-        raise InputError(f"{index} is no JSON object; download the model again")
-    if declared.get("_class_name") not in SUPPORTED:
-        raise InputError(
-            f"model {folder} is a {declared.get('_class_name')}, which is not supported; have {', '.join(SUPPORTED)}"
-        )
-    for component, value in declared.items():
-        if (
-            isinstance(value, list)
-            and value[:1] != [None]
-            and value[:1] not in [[x] for x in LIBRARIES.get(component, ())]
-        ):
-            raise InputError(
-                f"{index} has its {component} made by {value[0] if value else 'nothing'}, and code that comes with a "
-                "model is not run; give a model of plain diffusers components"
-            )
-    for component in NEEDED:
-        if not declared.get(component) or not (folder / component).is_dir():
-            raise InputError(f"model folder {folder} has no {component}; give a complete diffusers folder")
-    pickled = pickled_weights(folder)
-    for component in WEIGHTED:
-        if component in pickled and not allow_pickle:
-            raise InputError(
-                f"model folder {folder} has no .safetensors file in {component}; other weight files are not opened "
-                "unless you trust them and say --allow-pickle"
-            )
-        if component not in pickled and not list((folder / component).glob("*.safetensors")):
-            raise InputError(f"model folder {folder} has no .safetensors file in {component}; download it again")
-
-
-def pickled_weights(folder: Path) -> list[str]:
-    """Components of a diffusers folder whose weights are pickled: there is a .bin file and no .safetensors file."""
-    return [
-        name for name in WEIGHTED
-        if list((folder / name).glob("*.bin")) and not list((folder / name).glob("*.safetensors"))
-    ]  # fmt: skip
-
-
-def identity_files(folder: Path) -> list[Path]:
-    """Files of a diffusers folder that may change a result: weights and configs of the components used."""
-    wanted = {".safetensors", ".json", ".txt"}
-    pickled = pickled_weights(folder)
-    parts = [(name, path) for name in NEEDED for path in sorted((folder / name).rglob("*")) if path.is_file()]
-    return [path for name, path in parts if path.suffix in wanted or (name in pickled and path.suffix == ".bin")]

@@ -220,12 +220,28 @@ def cross_attention_layers(unet: Any, size: tuple[int, int]) -> dict[str, tuple[
 
 
 def injected_attention_layers(layers: Sequence[str]) -> list[str]:
-    """Decoder self-attention layers that PnP takes q and k of: all but the first, at the lowest attention resolution.
+    """Decoder self-attention layers that PnP takes q and k of: all but those of its first transformer.
 
-    Source: Plug-and-Play (arXiv 2211.12572), section 4, layers 4–11 of Stable Diffusion's decoder.
+    Source: Plug-and-Play (arXiv 2211.12572), section 4, layers 4–11 of Stable Diffusion's decoder, whose transformers
+    have one layer each. SDXL's have up to ten.
     """
-    return [name for name in layers if name.startswith("up_blocks.")][1:]
+    decoder = [name for name in layers if name.startswith("up_blocks.")]
+    return [name for name in decoder if _transformer(name) != _transformer(decoder[0])]
 
 
-INJECTED_FEATURE = "up_blocks.1.resnets.1.conv2"
-"""Module whose output PnP injects: the last convolution of the second residual block of the second up block."""
+def injected_feature(names: Sequence[str]) -> str | None:
+    """Module whose output PnP injects: the last convolution of the second residual block where attention begins.
+
+    Source: Plug-and-Play, section 4, layer 4 of Stable Diffusion's decoder, in its second up block; SDXL's first up
+    block is as coarse as that. None where a UNet has no such block.
+
+    names   of all modules of a UNet
+    """
+    decoder = [name for name in self_attention_layers(names) if name.startswith("up_blocks.")]
+    feature = ".".join(decoder[0].split(".")[:2]) + ".resnets.1.conv2" if decoder else ""
+    return feature if feature in names else None
+
+
+def _transformer(layer: str) -> str:
+    """The module that a self-attention layer's transformer is."""
+    return layer.rpartition(".transformer_blocks.")[0]

@@ -99,6 +99,13 @@ class NoiseLevels:
         alpha = self.at(stop)
         return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
 
+    def ddpm_mean(self, latents: Tensor, prediction: Tensor, start: int, stop: int | None) -> Tensor:
+        """The mean of a DDPM step (eq. 12, σ as of η = 1): what σ z is added to. Computed in float32."""
+        clean, noise = self.split(latents.float(), prediction.float(), start)
+        here, there = self.at(start), self.at(stop)
+        variance = (1 - there) / (1 - here) * (1 - here / there)
+        return there**0.5 * clean + max(0.0, 1 - there - variance) ** 0.5 * noise
+
 
 def noised(levels: NoiseLevels, clean: Tensor, noise: Tensor, timestep: int) -> Tensor:
     """x_t drawn around x_0: the forward process q(x_t | x_0) with the given noise (DDPM, arXiv 2006.11239, eq. 4)."""
@@ -106,6 +113,14 @@ def noised(levels: NoiseLevels, clean: Tensor, noise: Tensor, timestep: int) -> 
     return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
 
 
-def guided(uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598, eq. 6, in the form where 1 is no guidance)."""
-    return torch.lerp(uncond.float(), cond.float(), guidance_scale)
+def guided(uncond: Tensor, cond: Tensor, guidance_scale: float, rescale: float = 0.0) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598, eq. 6, in the form where 1 is no guidance).
+
+    uncond, cond   (frame, channel, height, width)
+    rescale        how far each frame's deviation is led back to that of `cond` (arXiv 2305.08891, eq. 15 and 16)
+    """
+    stronger = torch.lerp(uncond.float(), cond.float(), guidance_scale)
+    if not rescale:
+        return stronger
+    deviation = cond.float().std((1, 2, 3), keepdim=True) / stronger.std((1, 2, 3), keepdim=True)
+    return stronger * torch.lerp(torch.ones_like(deviation), deviation, rescale)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from store.schemas import Array, Arrays, Block, Frozen
 from .. import editors
 from ..backbones import Backbone
 from ..diffusion.attention import (
-    INJECTED_FEATURE,
     ExtendedAttention,
     Keys,
     PropagatedAttention,
@@ -59,14 +58,18 @@ class EditSpec(Frozen):
 
     guidance_start, guidance_stop   shares of the steps between which there is guidance; outside them the prompt's
                                     branch alone is run (Kynkäänniemi et al., arXiv 2404.07724)
+    guidance_rescale                how far guidance is kept from raising contrast, see `ddim.guided`
     feature_reuse                   every how many steps the whole UNet is executed, see `reuse`
     """
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"guidance_rescale"})
 
     prompt: str
     negative_prompt: str = ""
     guidance_scale: float = Field(7.5, ge=0, le=100)
     guidance_start: float = Field(0.0, ge=0, le=1)
     guidance_stop: float = Field(1.0, ge=0, le=1)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
     feature_reuse: int = Field(1, ge=1, le=10)
     editor: editors.EditorChoice
     attended_keyframes: int = Field(8, ge=1, le=4096)  # beyond so many, see `keyframe_groups`
@@ -166,7 +169,12 @@ class Denoiser:
             yield moment
             noise = self.noise(step, now, self._keyframes_of(step, now, keyframe_latents))
             following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
-            now = self._kept(step + 1, sampling.step(now, noise, self.timesteps[step], following))
+            if self.editor.injection(step).noise:
+                mean = self.backbone.levels.ddpm_mean(now, noise, self.timesteps[step], following)
+                now = mean + self.backbone.to_device(rows(self.latents["noise"], step, self.frames))
+            else:
+                now = sampling.step(now, noise, self.timesteps[step], following)
+            now = self._kept(step + 1, now)
             self._finite(passed, now, stage, step)
         moment = Moment(len(self.timesteps), now[wanted], now)
         self._keep(passed, moment, sampling)
@@ -378,9 +386,9 @@ class Denoiser:
         conditions, branches = self._conditions(step), self.branches(step)
         hooks: dict[str, Hook] = {}
         forwards = {}
-        if feature is not None:
+        if feature is not None and self.backbone.injected_feature is not None:
             repeated = self._on_device(feature).to(conditions.text.dtype).repeat(branches, 1, 1, 1)
-            hooks[INJECTED_FEATURE] = lambda module, inputs, output: repeated
+            hooks[self.backbone.injected_feature] = lambda module, inputs, output: repeated
         if self.reuse and self.whole[step]:
             hooks |= self.reuse.keeping(frames, branches)
         elif self.reuse:
@@ -398,7 +406,11 @@ class Denoiser:
         with patched(self.backbone.unet, processors, hooks, forwards):
             noise = self.backbone.predict_noise(batch, timestep, text, residuals)
         parts = noise.unflatten(0, (branches, len(latents)))
-        return parts[0] if branches == 1 else guided(parts[0], parts[1], conditions.guidance_scale)
+        return (
+            parts[0]
+            if branches == 1
+            else guided(parts[0], parts[1], conditions.guidance_scale, self.spec.guidance_rescale)
+        )
 
     def _reading(self, steps: range) -> Iterator[tuple[Stretch, SourceRead]]:
         """What the stretches of `steps` need of the disk, in order."""

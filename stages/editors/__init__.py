@@ -61,10 +61,14 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Injection:
-    """What is taken from the source at a step: q and k of the decoder's self-attention, a residual block's feature."""
+    """What is taken from the source at a step: q and k of the decoder's self-attention, a residual block's feature.
+
+    noise   whether the step is a DDPM step that adds the source's own noise, see `stages.invert_ddpm`
+    """
 
     attention: bool = False
     feature: bool = False
+    noise: bool = False
 
 
 class Editor(Protocol):
@@ -103,6 +107,12 @@ def choose(name: str, settings: dict[str, JsonValue]) -> EditorChoice:
             f"editor {name}: {field} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
         ) from None
     return EditorChoice(name=name, version=module.VERSION, settings=spec.model_dump(mode="json"))
+
+
+def inversion(name: str) -> str | None:
+    """The stage whose latents an editor wants as the source's; None: those of invert_frames."""
+    stage: str | None = getattr(_module(name), "INVERSION", None)
+    return stage
 
 
 def inverted(source: Source, step: int, frames: Sequence[int]) -> Tensor:

@@ -16,6 +16,7 @@ from flows.config import RuntimeConfig, make_config, make_runtime
 from flows.plan import STAGES, Plan
 from flows.run import Result, run_edit
 from stages import extract_tokens, propagate_tokens
+from stages.backbones.adapters import Adapters
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
 from store.store import Store
 from tests.stages.clips import write_clip
@@ -86,11 +87,12 @@ def counting(patch: pytest.MonkeyPatch) -> Executed:
         executed.stages["source pass"] += 1
         return read(source, *given)
 
-    def counted_load(model: str, runtime: Runtime) -> StableDiffusion:
+    def counted_load(model: str, runtime: Runtime, adapters: Adapters) -> StableDiffusion:
         executed.models += 1
-        if model not in loaded:
-            loaded[model] = load(model, runtime)
-        return StableDiffusion(loaded[model].pipeline, runtime)
+        name = f"{model} {adapters}"
+        if name not in loaded:
+            loaded[name] = load(model, runtime, adapters)
+        return StableDiffusion(loaded[name].pipeline, runtime)
 
     predict = StableDiffusion.predict_noise
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,12 +107,10 @@ def test_edits_share_the_control_images_and_other_editors_keep_their_keys(plan: 
     assert not pnp.controls.nodes and "controls" not in pnp.edits[0][0].key.spec["editor"]["settings"]  # type: ignore
 
 
-@pytest.mark.parametrize("control", [{"strength": 0.5}, {"start": 0.5}, {"stop": 0.5}])
-def test_how_it_acts_moves_the_edit_alone(plan: Plans, asked: dict[str, Any], control: dict[str, float]) -> None:
-    assert stages_that_differ(plan(**asked), plan(**changed(asked, **control))) == [
-        "edit_keyframes",
-        "propagate_tokens",
-    ]
+@pytest.mark.parametrize("how", [{"strength": 0.5}, {"start": 0.5}, {"stop": 0.5}])
+def test_how_it_acts_moves_the_edit_alone(plan: Plans, asked: dict[str, Any], how: dict[str, float]) -> None:
+    differs = stages_that_differ(plan(**asked), plan(**changed(asked, **how)))
+    assert differs == ["edit_keyframes", "propagate_tokens"]
 
 
 def test_thresholds_move_the_control_images_and_the_edit(plan: Plans, asked: dict[str, Any]) -> None:
@@ -186,6 +186,16 @@ def test_a_clip_is_reproduced_with_its_controls(plan: Plans, asked: dict[str, An
 
 
 # ControlNets that cannot be had
+
+
+def test_pickled_weights_of_a_detector_are_not_opened_unasked(
+    plan: Plans, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "controlnet_aux", SimpleNamespace())
+    with pytest.raises(InputError, match=r"drawn with pickled weights .*--allow-pickle"):
+        plan(**changed(asked, kind="depth"))
+    with pytest.raises(InputError, match=r"'lllyasviel/Annotators' .* cannot be downloaded"):
+        plan(**changed(asked, kind="depth"), allow_pickle=True)
 
 
 def test_a_single_file_is_taken_as_the_folder_is(

@@ -122,8 +122,8 @@ def test_latents_that_become_nan_are_named(
     plan = make_plan(clip, tiny_folder, tmp_path / "store")
 
     def poisoned(*given: Any, **named: Any) -> Iterator[Any]:
-        def predict_nan(backbone: Any, latents: Any, timestep: int, text: Any) -> Any:
-            noise = predict(backbone, latents, timestep, text)
+        def predict_nan(backbone: Any, latents: Any, timestep: int, text: Any, residuals: Any = None) -> Any:
+            noise = predict(backbone, latents, timestep, text, residuals)
             noise[-1] = float("nan") if timestep == plan.timesteps[0] else noise[-1]
             return noise
 
@@ -188,7 +188,7 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_runs(
     clip: Path, tiny_folder: Path, tmp_path: Path, executed: Executed
 ) -> None:
     plan = make_plan(clip, tiny_folder, tmp_path / "store")
-    for output in (tmp_path / "no" / "x.mp4", tmp_path / "x.gif", tmp_path, clip):
+    for output in (tmp_path / "no" / "x.mp4", tmp_path / "x.avi", tmp_path, clip):
         with pytest.raises(InputError):
             run_edit(plan, output, "direct")
     assert executed.names == []

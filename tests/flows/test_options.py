@@ -126,9 +126,8 @@ def test_controls_come_from_a_file_and_leave_with_their_editor(tmp_path: Path) -
     file = tmp_path / "edit.toml"
     file.write_text('editor = "controlnet"\n[[controls]]\nkind = "given"\nmodel = "m"\nvideo = "drawn.mp4"\n')
     options = read_options(file)
-    assert options_of(given_of(options))["controls"] == [
-        {"kind": "given", "model": "m", "video": tmp_path / "drawn.mp4"}
-    ]
+    (control,) = options_of(given_of(options))["controls"]
+    assert control == {"kind": "given", "model": "m", "video": tmp_path / "drawn.mp4"}
     assert "controls" not in over(options, {"editor": "pnp"})
     anew = options_of({"control": ["canny:0.5"], "control_video": []})
     assert [control.strength for control in over(options, anew)["controls"]] == [0.5]

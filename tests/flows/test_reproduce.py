@@ -46,6 +46,21 @@ def test_the_same_keys_and_bits_in_another_store(sidecar: Path, executed: Execut
     assert (written.recipes, written.config, written.digest) == (first.recipes, first.config, first.digest)
 
 
+def test_what_a_clip_was_written_as_is_told_and_done_again(clip: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    run_edit(make_plan(clip, tiny_folder, tmp_path / "store", codec="hevc", quality=40), tmp_path / "a.mp4", "direct")
+    run_edit(make_plan(clip, tiny_folder, tmp_path / "store"), tmp_path / "pictures", "direct")
+    for name in ("a.mp4", "pictures"):
+        again, then = plan_again(tmp_path / f"{name}.json", Store(tmp_path / "store"), RUNTIME)
+        place = output_again(tmp_path / f"{name}.json", then, None, again.store)
+        run_edit(again, place, "direct")
+        run_edit(again, tmp_path / f"again-{name}", "direct")
+        assert read_sidecar(tmp_path / f"again-{name}.json").clip.key == then.clip.key
+    with (tmp_path / "pictures" / "00000.png").open("ab") as picture:
+        picture.write(b"touched")
+    with pytest.raises(InputError, match="is not the clip that"):
+        output_again(tmp_path / "pictures.json", then, None, again.store)
+
+
 def test_advised_and_default_values_are_written_out(clip: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """So that the sidecar still tells the truth when the model's advice is another."""
     model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from flows.config import EditConfig, RuntimeConfig, make_runtime
 from flows.explain import explain_plan
@@ -77,6 +80,7 @@ NEW_EDITS: list[dict[str, Any]] = [
 NEW_SCHEDULES: list[dict[str, Any]] = [
     {"keyframe_interval": 4}, {"keyframe_offsets": 3}, {"blend": "sigmoid"}, {"seed": 7}, {"cuts": "3"}
 ]  # fmt: skip
+NEW_FINISHES: list[dict[str, Any]] = [{"deflicker": 0.5}, {"match_colours": 1}]
 
 
 def first_quick(cases: list[Any], quick: int) -> list[Any]:
@@ -89,6 +93,26 @@ def test_plans_of_new_edits_and_schedules_reuse_the_rest(plan: Plans) -> None:
         assert [node.stage for node in plan(**changed).to_compute()] == EDIT, changed
     for changed in NEW_SCHEDULES:
         assert [node.stage for node in plan(**changed).to_compute()] == ["match_tokens", *EDIT], changed
+    for changed in NEW_FINISHES:
+        assert [node.stage for node in plan(**changed).to_compute()] == ["propagate_tokens"], changed
+
+
+@pytest.mark.parametrize("changed", NEW_FINISHES, ids=str)
+def test_a_new_finish_reuses_the_keyframes(
+    plan: Plans, executed: Executed, tmp_path: Path, changed: dict[str, Any], edited: Any
+) -> None:
+    result = edit(plan(**changed), tmp_path)
+    assert executed.names == computed(result) == ["propagate_tokens"]
+    assert digests(result)["propagate_tokens", "a red ball"] != edited[1]["propagate_tokens", "a red ball"]
+
+
+def test_a_finish_gives_the_same_whether_keyframes_were_there_or_not(
+    plan: Plans, clip: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    options = {"deflicker": 0.5, "match_colours": 0.5}
+    known = edit(plan(**options), tmp_path)
+    fresh = edit(make_plan(clip, tiny_folder, tmp_path / "new", **options), tmp_path)
+    assert digests(known) == digests(fresh)
 
 
 @pytest.mark.parametrize("changed", first_quick(NEW_EDITS, 2), ids=str)
@@ -278,8 +302,10 @@ CHANGES: dict[str, Any] = {
     "inversion_steps": 5, "inversion_evaluations": 3, "seed": 5, "editor": "sdedit",
     "editor_settings": {"attention": 0.1}, "guidance_scale": 2.0, "negative_prompt": "no", "keyframe_interval": 5,
     "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
+    "guidance_rescale": 0.7,
     "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},), "cuts": "4",
-    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5,
+    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5, "mask_from": "cross-attention:a",
+    "prompt_weighting": True,
 }  # fmt: skip
 
 
@@ -292,9 +318,21 @@ def needed(name: str, value: object, control: Path) -> dict[str, Any]:
 def test_every_field_that_may_change_the_result_moves_a_key(
     plan: Plans, other_model: Path, tmp_path: Path, clip: Path, control_folder: Path
 ) -> None:
-    assert set(CHANGES) | {"video", "model"} == set(EditConfig.model_fields)
+    lora, word = tmp_path / "lora.safetensors", tmp_path / "word.safetensors"
+    save_file({"unet.lora_A.weight": torch.zeros(1)}, lora)
+    save_file({"<cat>": torch.zeros(24)}, word)
+    apart = {"video", "model", "loras", "embeddings", "mask", "mask_feather"}
+    assert set(CHANGES) | apart == set(EditConfig.model_fields)
+    drawn = tmp_path / "mask.png"
+    Image.new("L", (32, 32), 255).save(drawn)
+    masks: dict[str, dict[str, Any]] = {
+        "mask": {"mask": drawn},
+        "mask_feather": {"mask_from": "cross-attention:a", "mask_feather": 3},
+    }
     plans = {name: plan(**needed(name, value, control_folder)) for name, value in CHANGES.items()}
+    plans |= {name: plan(**options) for name, options in masks.items()}
     plans |= {"video": plan(video=small_clip(tmp_path / "a.mp4", frames=8)), "model": plan(model=other_model)}
+    plans |= {"loras": plan(loras=(str(lora),)), "embeddings": plan(embeddings=(str(word),))}
     last = {name: each.nodes[-1].key.hex for name, each in plans.items()} | {"": plan().nodes[-1].key.hex}
     assert len(set(last.values())) == len(last)
 
@@ -314,7 +352,7 @@ def test_no_runtime_field_moves_a_key(plan: Plans, store: Store, tmp_path: Path)
         "runner": "dask",
         "address": "tcp://127.0.0.1:9",
     }
-    others["allow_pickle"] = True
+    others |= {"allow_pickle": True, "codec": "hevc", "quality": 40, "pixel_format": "yuv444p"}
     assert set(others) == set(RuntimeConfig.model_fields)
     assert make_runtime(**others) != make_runtime()
     keys = [node.key for node in plan().nodes]
@@ -364,6 +402,28 @@ def test_an_export_that_is_there_is_not_written_again(plan: Plans, tmp_path: Pat
     file.write_bytes(b"something else")
     run_edit(plan(), file, "direct")
     assert file.read_bytes() == first[1]
+
+
+def test_another_encoding_is_written_anew_from_the_same_edit(plan: Plans, tmp_path: Path) -> None:
+    file = tmp_path / "out.mp4"
+    run_edit(plan(), file, "direct")
+    first = file.read_bytes()
+    result = run_edit(plan(codec="hevc", quality=40), file, "direct")
+    assert all(use.hit for use in result.uses)
+    assert file.read_bytes() != first
+    run_edit(plan(), file, "direct")
+    assert file.read_bytes() == first
+
+
+def test_a_folder_of_pictures_that_is_there_is_not_written_again(plan: Plans, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    run_edit(plan(), folder, "direct")
+    first = (folder / "00003.png").stat()
+    run_edit(plan(), folder, "direct")
+    assert (folder / "00003.png").stat().st_ino == first.st_ino
+    (folder / "00003.png").unlink()
+    run_edit(plan(), folder, "direct")
+    assert len(list(folder.iterdir())) == 7
 
 
 @pytest.mark.slow

@@ -68,13 +68,15 @@ def test_a_block_of_code_is_not_ended_by_what_is_in_it() -> None:
 
 
 def test_the_command_of_a_page_is_the_one_that_makes_the_run() -> None:
-    config = EditConfig(video=Path("a b.mp4"), prompts=("it's `x`", "y"), steps=6, editor_settings={"feature": 0.6})
+    config = EditConfig(video=Path("a b.mp4"), prompts=("it's `x`", "y"), steps=6, editor_settings={"feature": 0.6},
+                        loras=("a b.safetensors:0.5", "c.safetensors"), prompt_weighting=True)  # fmt: skip
     runtime = RuntimeConfig(precision="float32", allow_pickle=True)
     wrapped = run_command(config, "s3://bucket/store", runtime=runtime, wrapped=True)
     words = shlex.split(wrapped.replace("\\\n", ""))
     assert words == shlex.split(run_command(config, "s3://bucket/store", runtime=runtime))
     assert words == [
-        "tf", "run", "a b.mp4", "--prompt", "it's `x`", "--prompt", "y", "--steps", "6", "--set", "feature=0.6",
+        "tf", "run", "a b.mp4", "--prompt", "it's `x`", "--prompt", "y", "--lora", "a b.safetensors:0.5", "--lora",
+        "c.safetensors", "--prompt-weighting", "--steps", "6", "--set", "feature=0.6",
         "--precision", "float32", "--allow-pickle", "--store", "s3://bucket/store",
     ]  # fmt: skip
 
@@ -453,8 +455,8 @@ def watching(
         if instead is not None:
             predict = StableDiffusion.predict_noise
 
-            def predicts(backbone: Any, latents: Any, timestep: int, text: Any) -> Any:
-                noise = predict(backbone, latents, timestep, text)
+            def predicts(backbone: Any, latents: Any, timestep: int, text: Any, residuals: Any = None) -> Any:
+                noise = predict(backbone, latents, timestep, text, residuals)
                 return instead(backbone, noise) if len(seen) == failing_at else noise
 
             patch.setattr(StableDiffusion, "predict_noise", predicts)

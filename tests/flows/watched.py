@@ -53,8 +53,8 @@ def watch(patch: pytest.MonkeyPatch, told: Callable[[Event], None]) -> None:
 
     predict, read = StableDiffusion.predict_noise, match_tokens.StoredTokens.read
 
-    def predicts(backbone: Any, latents: Any, timestep: int, text: Any) -> Any:
-        noise = predict(backbone, latents, timestep, text)
+    def predicts(backbone: Any, latents: Any, timestep: int, text: Any, residuals: Any = None) -> Any:
+        noise = predict(backbone, latents, timestep, text, residuals)
         told(Event(*now, timestep, len(latents)))
         return noise
 

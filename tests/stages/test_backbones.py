@@ -11,24 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stages import invert_frames
 from stages.backbones import stable_diffusion
+from stages.backbones.adapters import Adapters
+from stages.backbones.families import family_of_unet
+from stages.backbones.folders import _family_of_file, check_folder, identity_files, unpack_single_file
 from stages.backbones.layout import forward_flops, geometry, layout, noise_schedule, read_configs
-from stages.backbones.stable_diffusion import (
-    Runtime,
-    StableDiffusion,
-    check_folder,
-    frames_that_fit,
-    identity_files,
-    load,
-)
-from stages.diffusion.attention import INJECTED_FEATURE
+from stages.backbones.stable_diffusion import Runtime, StableDiffusion, frames_that_fit, load
 from stages.diffusion.checks import NonFiniteLatents, finite
+from stages.diffusion.ddim import timesteps
 from store.errors import InputError
 from tests.tiny.method import Prepared, edit_of_keyframes, edit_spec, moving_clip, prepare, propagate
 
-FAMILIES = ("tiny_folder", "kl_folder")
+FAMILIES = ("tiny_folder", "kl_folder", "sd2_folder", "sdxl_folder")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -77,8 +74,15 @@ class TestContract:
     @torch.inference_mode()
     def test_text_is_what_the_pipeline_embeds(self, model: StableDiffusion) -> None:
         prompts = ["a red ball", "", "a very long prompt that the tokenizer has no room for"]
-        expected = torch.cat([model.pipeline.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
-        torch.testing.assert_close(model.encode_text(prompts), expected, rtol=1e-4, atol=1e-5)
+        made = [model.pipeline.encode_prompt(p, device="cpu", do_classifier_free_guidance=False,
+                                             num_images_per_prompt=1) for p in prompts]  # fmt: skip
+        expected, text = torch.cat([embeddings[0] for embeddings in made]), model.encode_text(prompts)
+        if model.family.ADDED == "text_time":
+            pooled, width = torch.cat([embeddings[2] for embeddings in made]), made[0][2].shape[-1]
+            torch.testing.assert_close(text[[0, 2], -1, :width], pooled[[0, 2]], rtol=1e-4, atol=1e-5)
+            assert not text[:, -1, width:].any() and not text[1].any(), "padding is zero, and so is an empty prompt"
+            text, expected = text[[0, 2], :-1], expected[[0, 2]]
+        torch.testing.assert_close(text, expected, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(expected[0], expected[1], atol=1e-3)
 
     def test_what_is_cut_from_a_prompt_is_said(self, model: StableDiffusion) -> None:
@@ -144,7 +148,12 @@ class TestContract:
         latents = torch.randn(2, 4, 8, 10, generator=torch.Generator().manual_seed(0))
         text = model.encode_text(["", "a thing"])
         ours = model.predict_noise(latents, 301, text)
-        theirs = model.unet(latents, torch.tensor(301), encoder_hidden_states=text).sample
+        given: dict[str, Any] = {"encoder_hidden_states": text}
+        if model.family.ADDED == "text_time":
+            pooled, sizes = model.pipeline.text_encoder_2.config.projection_dim, torch.tensor([64, 80, 0, 0, 64, 80.0])
+            added = {"text_embeds": text[:, -1, :pooled], "time_ids": torch.stack([sizes, sizes])}
+            given = {"encoder_hidden_states": text[:, :-1], "added_cond_kwargs": added}
+        theirs = model.unet(latents, torch.tensor(301), **given).sample
         assert torch.equal(ours, theirs)
         assert ours.dtype == torch.float32
 
@@ -160,23 +169,26 @@ class TestContract:
             return lambda module, inputs, output: seen.__setitem__(name, tuple(output.shape[1:]))
 
         modules = dict(model.unet.named_modules())
-        hooks = [modules[name].register_forward_hook(noting(name)) for name in [*model.layers, INJECTED_FEATURE]]
+        hooks = [modules[name].register_forward_hook(noting(name)) for name in [*model.layers, model.injected_feature]]
         latents = model.encode(moving_clip(1, width=size[0], height=size[1]))
         model.predict_noise(latents, 1, model.encode_text([""]))
         for hook in hooks:
             hook.remove()
         assert latents.shape[1:] == (known.latent_channels, known.latent_height, known.latent_width)
-        assert seen.pop(INJECTED_FEATURE) == known.feature
+        assert seen.pop(model.injected_feature) == known.feature
         assert {layer.name: (layer.tokens, layer.channels) for layer in known.layers} == seen
         assert [layer.name for layer in known.layers] == list(seen) == model.layers
         assert list(known.injected_layers) == model.injected_layers
 
     def test_a_model_of_another_size_runs_the_whole_method(self, model: StableDiffusion, folder: Path) -> None:
         known = prepare(model, folder, moving_clip(3, width=56, height=40), steps=2, keyframe_interval=2)
-        spec = edit_spec(guidance_scale=3)
-        edited = propagate(known, spec, edit_of_keyframes(known, spec))
+        edited, other = (
+            propagate(known, spec, edit_of_keyframes(known, spec))
+            for spec in (edit_spec("a ball", guidance_scale=3), edit_spec("a cube", guidance_scale=3))
+        )
         assert edited["rgb"].shape == (3, 40, 56, 3)
         assert np.isfinite(edited["latents"]).all()
+        assert not np.array_equal(edited["latents"], other["latents"]), "the prompt is heard"
 
 
 # Where models come from
@@ -242,7 +254,10 @@ def pickled_weights(folder: Path) -> None:
         (without_unet, "no unet"),
         (without_index, "no model_index.json"),
         (garbled_index, "not valid JSON"),
-        (other_pipeline, "is a FluxPipeline, which is not supported; have StableDiffusionPipeline"),
+        (
+            other_pipeline,
+            "FluxPipeline, which is not supported; have StableDiffusionPipeline, StableDiffusionXLPipeline",
+        ),
         (pickled_weights, "no .safetensors file in vae"),
     ],
 )
@@ -388,3 +403,128 @@ def test_a_small_pass_is_done_on_one_thread(tiny_folder: Path, monkeypatch: pyte
     finally:
         torch.set_num_threads(before)
     assert seen == [1, 2, 1]
+
+
+# Prompts that compel reads
+
+
+@pytest.fixture(scope="module", params=["tiny_folder", "sdxl_folder"])
+def weighting(request: pytest.FixtureRequest) -> StableDiffusion:
+    pytest.importorskip("compel")
+    return load(str(request.getfixturevalue(request.param)), Runtime(), Adapters(prompt_weighting=True))
+
+
+@torch.inference_mode()
+def test_a_plain_short_prompt_means_what_it_meant(weighting: StableDiffusion) -> None:
+    plain = StableDiffusion(weighting.pipeline)
+    prompts = ["a red ball", ""]
+    torch.testing.assert_close(weighting.encode_text(prompts), plain.encode_text(prompts), rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_weights_in_a_prompt_move_it_away_from_the_plain_one(weighting: StableDiffusion) -> None:
+    plain, little, much = weighting.encode_text(["a red ball", "a (red)1.1 ball", "a (red)1.5 ball"])
+    assert 0 < float((little - plain).norm()) < float((much - plain).norm())
+    torch.testing.assert_close(weighting.encode_text(["a red+ ball"])[0], little, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_long_prompts_are_read_to_their_end_and_all_branches_are_as_long(weighting: StableDiffusion) -> None:
+    long = "x" * 30
+    text = weighting.encode_text(["", long + "y"])
+    other = weighting.encode_text(["", long + "z"])
+    assert text.shape[1] > weighting.encode_text(["", "short"]).shape[1]
+    assert not torch.allclose(text[1], other[1], atol=1e-3), "its last letter counts"
+    assert weighting.cut_from(long) == ""
+    noise = weighting.predict_noise(torch.randn(2, 4, 8, 8), 401, text)
+    assert noise.isfinite().all()
+
+
+def test_words_are_not_looked_for_where_prompts_are_weighted(weighting: StableDiffusion) -> None:
+    with pytest.raises(InputError, match="leave out --prompt-weighting"):
+        weighting.word_places("a (red)1.5 ball", "red")
+
+
+@pytest.mark.parametrize(
+    ("component", "channels", "said"), [("unet", 9, "an inpainting"), ("unet", 5, "a depth"), ("unet", 8, "an instr")]
+)
+def test_variants_that_need_more_than_text_are_refused(
+    tiny_folder: Path, component: str, channels: int, said: str
+) -> None:
+    configs = read_configs(tiny_folder)
+    configs[component] = configs[component] | {"in_channels": channels}
+    with pytest.raises(InputError, match=f"takes {channels} channels and its autoencoder makes 4: it is {said}"):
+        geometry(configs)
+
+
+def test_a_model_that_is_given_its_guidance_is_refused(tiny_folder: Path) -> None:
+    configs = read_configs(tiny_folder)
+    configs["unet"] = configs["unet"] | {"time_cond_proj_dim": 256}
+    with pytest.raises(InputError, match="a latent consistency model"):
+        geometry(configs)
+
+
+BLOCK = "model.diffusion_model.input_blocks"
+SINGLE = {
+    "inpainting": {f"{BLOCK}.0.0.weight": (320, 9, 3, 3)},
+    "xl_refiner": {"conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias": (1280,)},
+    "upscale": {f"{BLOCK}.10.0.skip_connection.bias": (1,)},
+    "playground-v2-5": {"edm_mean": (1,)},
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_single_file_of_another_kind_is_refused_by_its_name(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "one.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in SINGLE[kind].items()}, file)
+    with pytest.raises(InputError, match=f"is of the kind {kind}, which is not supported"):
+        unpack_single_file(file, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "pipeline"),
+    [
+        ({f"{BLOCK}.0.0.weight": (320, 4, 3, 3)}, "StableDiffusionPipeline"),
+        ({f"{BLOCK}.2.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024)}, "StableDiffusionPipeline"),
+        ({"conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": (1,)}, "StableDiffusionXLPipeline"),
+    ],
+)
+def test_the_family_of_a_single_file_is_read_from_its_tensors(
+    tmp_path: Path, tensors: dict[str, tuple[int, ...]], pipeline: str
+) -> None:
+    file = tmp_path / "one.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, file)
+    assert pipeline == _family_of_file(file).PIPELINE
+
+
+TURBO = {"_class_name": "EulerAncestralDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+         "beta_schedule": "scaled_linear", "timestep_spacing": "trailing", "steps_offset": 1,
+         "prediction_type": "epsilon", "interpolation_type": "linear", "use_karras_sigmas": False}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_few_step_model_visits_the_timesteps_of_its_own_scheduler(steps: int) -> None:
+    """SD Turbo and SDXL Turbo ship an Euler scheduler spaced from the noisy end: never "leading", as SD 1.5's is."""
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    theirs = EulerAncestralDiscreteScheduler.from_config(TURBO)
+    theirs.set_timesteps(steps)
+    assert list(timesteps(noise_schedule(TURBO), steps)) == [int(t) for t in theirs.timesteps]
+
+
+@pytest.mark.parametrize("change", [{"addition_embed_type": "image"}, {"class_embed_type": "projection"}])
+def test_a_unet_that_is_given_what_no_family_gives_is_refused(tiny_folder: Path, change: dict[str, str]) -> None:
+    configs = read_configs(tiny_folder)
+    with pytest.raises(InputError, match="conditioned on more than text") as raised:
+        family_of_unet(configs["unet"] | change)
+    assert "\n" not in str(raised.value)
+
+
+def test_decoder_layers_of_a_first_transformer_with_several_are_not_injected(sdxl_folder: Path) -> None:
+    model = load(str(sdxl_folder), Runtime())
+    first = [name for name in model.layers if name.startswith("up_blocks.0.attentions.0.")]
+    assert len(first) == 3
+    assert not set(first) & set(model.injected_layers)
+    assert len(model.injected_layers) == len([n for n in model.layers if n.startswith("up_blocks.")]) - 3
+    assert model.injected_feature == "up_blocks.0.resnets.1.conv2"

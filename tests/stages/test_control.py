@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -11,6 +13,7 @@ import torch
 from diffusers import StableDiffusionControlNetPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 
 from pocket.edges import THRESHOLDS, edges
@@ -55,6 +58,30 @@ def test_a_detector_whose_library_is_missing_is_one_sentence(detector: Any) -> N
             control_frames.check_installed(detector)
     else:
         control_frames.check_installed(detector)
+
+
+class Seen:
+    """Stands for a detector of controlnet_aux: such as it rounds a picture's sides to whole 64s."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str) -> Seen:
+        assert folder == "weights"
+        return cls()
+
+    def __call__(self, picture: Any, detect_resolution: int, image_resolution: int) -> Image.Image:
+        assert (detect_resolution, image_resolution) == (32, 32)
+        return Image.new("RGB", (64, 64), tuple(int(value) for value in picture[0, 0]))
+
+
+def test_what_a_detector_draws_comes_back_at_the_frames_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not controlnet_aux itself, which needs a torchvision that this torch has not."""
+    monkeypatch.setitem(sys.modules, "controlnet_aux", SimpleNamespace(HEDdetector=Seen))
+    rgb = moving_clip(3, 40, 32)
+    spec = control_frames.Spec(detector="softedge")
+    schema = control_frames.outputs(spec, frames=frames_schema(rgb))
+    run = control_frames.run
+    found = collect(schema, lambda part: run(spec, part, frames={"rgb": rgb}, annotator="weights"))["rgb"]
+    assert (found == rgb[:, :1, :1]).all()
 
 
 def test_given_images_must_be_as_many_as_the_frames() -> None:

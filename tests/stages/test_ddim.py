@@ -161,3 +161,17 @@ def test_an_unknown_noise_is_one_sentence() -> None:
     with pytest.raises(InputError, match=r"prediction_type = 'sample'") as raised:
         noise_levels(config(prediction_type="sample"))
     assert "\n" not in str(raised.value)
+
+
+def test_rescaled_guidance_has_the_deviation_of_its_conditional_branch() -> None:
+    """As diffusers' `rescale_noise_cfg` (arXiv 2305.08891, section 3.4), here for each frame on its own."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    uncond, cond = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    for rescale in (0.3, 1.0):
+        ours = guided(uncond, cond, 7.5, rescale)
+        theirs = rescale_noise_cfg(guided(uncond, cond, 7.5), cond, guidance_rescale=rescale)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    whole = guided(uncond, cond, 7.5, 1.0)
+    torch.testing.assert_close(whole.std((1, 2, 3)), cond.std((1, 2, 3)))
+    assert torch.equal(guided(uncond, cond, 7.5, 0.0), guided(uncond, cond, 7.5))

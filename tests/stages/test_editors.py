@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from stages import editors
 from stages.editors import Conditions, Editor, Injection, Source, pnp, sdedit
 from store.errors import InputError
-from tests.tiny.method import Prepared, edit, edit_spec
+from tests.tiny.method import Prepared, edit, edit_spec, latents_for, rematched
 
 EVERY = editors.names()
 NEEDED: dict[str, dict[str, Any]] = {"controlnet": {"controls": [{"strength": 0.5}]}}
@@ -170,3 +171,41 @@ def test_sdedit_noises_the_source_as_diffusers_does_every_frame_alike(prepared: 
 def test_sdedit_injects_nothing(prepared: Prepared) -> None:
     editor = built(prepared, "sdedit", strength=1)
     assert {editor.injection(step) for step in range(len(prepared.timesteps))} == {Injection()}
+
+
+# ddpm
+
+
+def test_with_the_source_prompt_ddpm_returns_the_source_exactly(prepared: Prepared) -> None:
+    """Whatever the first step: what each step adds leads from where it starts to x_0 (section 3.2)."""
+    clean = prepared.latents["clean_latents"].astype(np.float32)
+    for strength in (0.4, 1.0):
+        spec = edit_spec("a source", editor="ddpm", settings={"strength": strength}, guidance_scale=1.0)
+        alone = rematched(prepared, keyframe_interval=1, keyframe_offsets=1)
+        unjoined = spec.model_copy(update={"attended_keyframes": 1})
+        assert np.abs(edit(alone, unjoined)["latents"] - clean).max() < 2e-3
+
+
+def test_ddpm_draws_latents_around_the_source_alike_for_every_frame(prepared: Prepared) -> None:
+    noise = latents_for(prepared, edit_spec(editor="ddpm"))
+    clean = prepared.latents["clean_latents"].astype(np.float32)
+    for step, timestep in enumerate(prepared.timesteps):
+        alpha = prepared.backbone.levels.at(timestep)
+        drawn = (noise["latents"][step].astype(np.float32) - alpha**0.5 * clean) / (1 - alpha) ** 0.5
+        assert np.abs(drawn - drawn[:1]).max() < 0.05, "float16 apart"
+        assert 0.8 < drawn.std() < 1.2
+    firsts = [noise["latents"][step][0] for step in range(2)]
+    assert abs(np.corrcoef(firsts[0].ravel(), firsts[1].ravel())[0, 1]) < 0.9, "not one draw for all"
+
+
+def test_the_mean_of_a_ddpm_step_is_diffusers(prepared: Prepared) -> None:
+    """DDIMScheduler with eta 1, given no noise."""
+    scheduler = DDIMScheduler.from_config(dict(prepared.backbone.pipeline.scheduler.config) | {"clip_sample": False})
+    scheduler.set_timesteps(len(prepared.timesteps))
+    latents, prediction = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    for timestep, following in zip(prepared.timesteps, (*prepared.timesteps[1:], None), strict=True):
+        theirs = scheduler.step(
+            prediction, timestep, latents, eta=1.0, variance_noise=torch.zeros_like(latents)
+        ).prev_sample
+        ours = prepared.backbone.levels.ddpm_mean(latents, prediction, timestep, following)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

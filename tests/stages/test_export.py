@@ -179,15 +179,15 @@ def test_sound_that_mp4_does_not_hold_becomes_aac_and_is_said(tmp_path: Path, fi
     assert len(part) == pytest.approx(rate, abs=2100)
 
 
-def test_a_step_leaves_the_sound_out_and_says_so(tmp_path: Path) -> None:
+def test_a_step_keeps_the_length_and_the_sound(tmp_path: Path) -> None:
     video = write_clip(tmp_path / "source.mp4", frames=24, audio="aac")
     path = tmp_path / "edit.mp4"
     times = {"pts": [i / 12 for i in range(12)], "durations": [1 / 12] * 12, "fps": "24"}
     written = write_video(path, [frames(24)[::2]], **times, step=2, source=video)
-    assert (written.fps, written.has_audio, written.seconds) == ("12", False, 1.0)
-    assert "sound is left out" in written.notes[0]
+    assert (written.fps, written.has_audio, written.seconds) == ("12", True, 1.0)
     clip, shown, _ = read(path)
-    assert (shown, clip.info.average_fps, clip.info.has_audio) == (list(range(0, 24, 2)), "12", False)
+    assert (shown, clip.info.average_fps, clip.info.has_audio) == (list(range(0, 24, 2)), "12", True)
+    assert audio_packets(path) == audio_packets(video)
 
 
 def test_a_silent_source_gives_a_silent_film(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if not full.exists():
         pytest.skip("no device that is always full")
     monkeypatch.setattr(export, "_beside", lambda path: tmp_path / f"part{path.suffix}")
-    monkeypatch.setattr(export, "check_output", lambda path, source=None: None)
+    monkeypatch.setattr(export, "check_output", lambda path, source, encoding: None)
     (tmp_path / "part.mkv").symlink_to(full)
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 96, 3), dtype=np.uint8)
     with pytest.raises(InputError, match=r"edit\.mkv cannot be written \(No space left"):
@@ -245,7 +245,8 @@ def test_outputs_that_cannot_be_written_are_known_beforehand(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     for path, sentence in (
         (tmp_path / "edit.avi", r"end its name in \.mp4"),
-        (tmp_path / "edit", r"end its name in \.mp4"),
+        (tmp_path / "file", "is a file, and a name without an ending is a folder of PNGs"),
+        (tmp_path, "holds other things than pictures that tf wrote"),
         (tmp_path / "folder.mp4", "is a folder"),
         (tmp_path / "nowhere" / "edit.mp4", "make it first"),
         (tmp_path / "file" / "edit.mp4", "there is no folder"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stages import extract_tokens
-from stages.diffusion.attention import INJECTED_FEATURE, RecordTokens
+from stages.diffusion.attention import RecordTokens
 from stages.diffusion.patching import patched
 from store.schemas import Block
 from tests.tiny.method import Prepared
@@ -68,7 +68,7 @@ def test_the_pass_is_clean(prepared: Prepared) -> None:
     latents = torch.from_numpy(prepared.latents["latents"][0, :4]).float()
     text = backbone.encode_text(["a source"]).expand(4, -1, -1)
     recorders = {name: RecordTokens(backbone.unet.get_submodule(name).processor) for name in backbone.layers}
-    with patched(backbone.unet, recorders, {INJECTED_FEATURE: lambda module, inputs, output: None}):
+    with patched(backbone.unet, recorders, {backbone.injected_feature: lambda module, inputs, output: None}):
         assert torch.equal(backbone.predict_noise(latents, prepared.timesteps[0], text), plain)
 
 

@@ -109,9 +109,11 @@ def inverted_schema(prepared: Prepared, frames: int) -> Schema:
     return invert_frames.outputs(spec, frames=frames_schema(prepared.rgb[:frames]), layout=prepared.layout)
 
 
+@pytest.mark.parametrize("family", ["backbone", "sdxl_backbone"])
 @torch.inference_mode()
-def test_inversion_then_reconstruction_returns_the_source(backbone: StableDiffusion) -> None:
+def test_inversion_then_reconstruction_returns_the_source(family: str, request: pytest.FixtureRequest) -> None:
     """With no edit the way back is the way there, up to an error that falls with the length of the steps."""
+    backbone: StableDiffusion = request.getfixturevalue(family)
     errors, measured = {}, {}
     with calmed(backbone) as (calm, schedule):
         for steps in (5, 20):

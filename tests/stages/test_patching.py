@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.backbones.stable_diffusion import StableDiffusion
-from stages.diffusion.attention import INJECTED_FEATURE, ExtendedAttention, RecordTokens
+from stages.diffusion.attention import ExtendedAttention, RecordTokens
 from stages.diffusion.patching import patched
 
 
@@ -37,7 +37,7 @@ def test_processors_and_hooks_are_there_in_the_block_and_gone_after_it(backbone:
     unet = backbone.unet
     processors, hooks, plain = dict(unet.attn_processors), hooks_of(unet), call()
     extended = {name: ExtendedAttention(1) for name in backbone.layers}
-    with patched(unet, extended, {INJECTED_FEATURE: replacing}):
+    with patched(unet, extended, {backbone.injected_feature: replacing}):
         inside = dict(unet.attn_processors)
         assert all(inside[f"{name}.processor"] is extended[name] for name in backbone.layers)
         assert sum(inside[name] is not processors[name] for name in inside) == len(backbone.layers)
@@ -56,7 +56,7 @@ def test_an_error_in_the_middle_of_a_pass_leaves_the_model_as_it_was(backbone: S
         raise MemoryError("in the middle")
 
     extended = {name: ExtendedAttention(1) for name in backbone.layers}
-    with pytest.raises(MemoryError), patched(unet, extended, {INJECTED_FEATURE: failing}):
+    with pytest.raises(MemoryError), patched(unet, extended, {backbone.injected_feature: failing}):
         call()
     assert same_processors(processors, unet.attn_processors)
     assert hooks_of(unet) == hooks

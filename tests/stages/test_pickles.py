@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from flows.models import find_model
-from stages.backbones.stable_diffusion import Runtime, check_folder, identity_files, load, unpack_single_file
+from stages.backbones.folders import check_folder, identity_files, unpack_single_file
+from stages.backbones.stable_diffusion import Runtime, load
 from store.errors import InputError
 from store.store import Store
 from tests.flows.runs import make_plan, small_clip

@@ -57,9 +57,9 @@ class Watched(StableDiffusion):
         model.passes = []
         return model, replace(known, backbone=model)
 
-    def predict_noise(self, latents: Any, timestep: int, text: Any) -> Any:
+    def predict_noise(self, latents: Any, timestep: int, text: Any, residuals: Any = None) -> Any:
         self.passes.append((timestep, len(latents)))
-        noise = super().predict_noise(latents, timestep, text)
+        noise = super().predict_noise(latents, timestep, text, residuals)
         if len(self.passes) == self.limit:
             raise Stopped
         return noise * float("nan") if timestep == self.poisoned else noise

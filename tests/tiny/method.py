@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
-from stages import edit_keyframes, editors, extract_tokens, invert_frames, match_tokens, propagate_tokens
+from stages import edit_keyframes, editors, extract_tokens, invert_ddpm, invert_frames, match_tokens, propagate_tokens
 from stages.backbones.layout import ModelLayout, layout, read_configs
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion
 from stages.control_frames import canny
@@ -49,6 +49,7 @@ class Prepared:
     tokens: Held
     field: Held
     controls: Sequence[Held] = ()  # per ControlNet of the backbone its control images
+    mask: Held | None = None  # where it may be edited; everywhere without it
 
     @property
     def frames(self) -> int:
@@ -133,13 +134,27 @@ def edit_spec(
     return edit_keyframes.Spec(prompt=prompt, editor=editors.choose(editor, settings or {}), **fields)
 
 
+def latents_for(prepared: Prepared, spec: edit_keyframes.Spec) -> Held:
+    """The latents that the edit's editor wants: its own inversion's, where it has one."""
+    if editors.inversion(spec.editor.name) is None:
+        return prepared.latents
+    own = invert_ddpm.Spec(prompt="a source", num_steps=len(prepared.timesteps))
+    return collect(
+        invert_ddpm.outputs(own, latents=prepared.schemas["latents"], layout=prepared.layout),
+        lambda part: invert_ddpm.run(
+            own, part, latents=prepared.latents, timesteps=prepared.timesteps, backbone=prepared.backbone
+        ),
+    )
+
+
 def edit_of_keyframes(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Scratch = NOTHING_KEPT) -> Held:
     """edit_keyframes."""
     return collect(
         edit_keyframes.outputs(spec, field=prepared.schemas["field"], layout=prepared.layout),
         lambda part: edit_keyframes.run(
-            spec, part, latents=prepared.latents, tokens=prepared.tokens, field=prepared.field,
+            spec, part, latents=latents_for(prepared, spec), tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch, controls=prepared.controls,
+            mask=prepared.mask,
         ),
     )  # fmt: skip
 
@@ -153,9 +168,9 @@ def propagate(
     return collect(
         propagate_tokens.outputs(own, frames=frames_schema(prepared.rgb), layout=prepared.layout),
         lambda part: propagate_tokens.run(
-            own, part, edit=spec, keyframe_edit=keyframe_edit, latents=prepared.latents, tokens=prepared.tokens,
-            field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch,
-            controls=prepared.controls,
+            own, part, edit=spec, keyframe_edit=keyframe_edit, latents=latents_for(prepared, spec),
+            tokens=prepared.tokens, field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone,
+            scratch=scratch, controls=prepared.controls, mask=prepared.mask,
         ),
         [range(prepared.frames)] if parts is None else parts,
     )  # fmt: skip
@@ -167,9 +182,9 @@ def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Scratch
     edited = collect(
         propagate_tokens.outputs(own, frames=frames_schema(prepared.rgb), layout=prepared.layout),
         lambda part: propagate_tokens.run_whole(
-            own, part, edit=spec, latents=prepared.latents, tokens=prepared.tokens, field=prepared.field,
+            own, part, edit=spec, latents=latents_for(prepared, spec), tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, put_keyframes=blocks.append,
-            scratch=scratch, controls=prepared.controls,
+            scratch=scratch, controls=prepared.controls, mask=prepared.mask,
         ),
         [range(prepared.frames)],
     )  # fmt: skip

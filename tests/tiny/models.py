@@ -1,7 +1,8 @@
-"""Small real diffusers models with random weights: SD 1.x's structure, another size than the pocket model's."""
+"""Small real diffusers models with random weights, of the structure of each family."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,75 @@ def make_unet(**changes: Any) -> Any:
 
 def make_pipeline(seed: int = 0, vae: str = "kl", **unet: Any) -> Any:
     """A StableDiffusionPipeline with random weights: 8× AutoencoderKL or 4× AutoencoderTiny, and a byte tokenizer."""
-    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextModel
 
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    text = text_config(tokenizer)
+    pipeline = StableDiffusionPipeline(
+        vae=make_vae(vae), text_encoder=CLIPTextModel(text).eval(), tokenizer=tokenizer, unet=make_unet(**unet),
+        scheduler=make_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    if vae == "kl":
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_sdxl(seed: int = 0, **unet: Any) -> Any:
+    """A StableDiffusionXLPipeline with random weights: three levels, one to three layers a transformer, two encoders.
+
+    Fewer levels, attention only below the first, and another width of each text encoder, as in SDXL. The autoencoder's
+    scaling factor makes latents of random weights as large as those of trained ones.
+    """
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    changes = {
+        "block_out_channels": (16, 32, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 3),
+        "attention_head_dim": (2, 4, 4),
+        "cross_attention_dim": 40,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+    }
+    pipeline = StableDiffusionXLPipeline(
+        vae=make_vae("kl", force_upcast=True, scaling_factor=2.0), unet=make_unet(**(changes | unet)),
+        text_encoder=CLIPTextModel(text_config(tokenizer)).eval(), tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, hidden_size=16, projection_dim=16)).eval(),
+        tokenizer_2=make_tokenizer(), scheduler=make_scheduler(), force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def text_config(tokenizer: Any, **changes: Any) -> Any:
+    """A CLIPTextConfig of two layers for this tokenizer."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        **{
+            "vocab_size": len(tokenizer), "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": tokenizer.model_max_length,
+            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        } | changes
+    )  # fmt: skip
+
+
+def make_vae(kind: str, **changes: Any) -> Any:
+    """An 8× AutoencoderKL ("kl"), or a 4× AutoencoderTiny."""
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    if kind == "kl":
         autoencoder = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 16), norm_num_groups=4, latent_channels=4, layers_per_block=1,
+            block_out_channels=(8, 8, 8, 16), norm_num_groups=4, latent_channels=4, layers_per_block=1, **changes,
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         )  # fmt: skip
     else:
@@ -57,16 +114,17 @@ def make_pipeline(seed: int = 0, vae: str = "kl", **unet: Any) -> Any:
             encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
             num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1), scaling_factor=8.0,
         )  # fmt: skip
-    scheduler = DDIMScheduler(
+    return autoencoder.eval()
+
+
+def make_scheduler() -> Any:
+    """SD 1.5's noise, as a DDIMScheduler."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     )  # fmt: skip
-    pipeline = StableDiffusionPipeline(
-        vae=autoencoder.eval(), text_encoder=CLIPTextModel(text).eval(), tokenizer=tokenizer, unet=make_unet(**unet),
-        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def make_control(pipeline: Any, seed: int = 0) -> Any:
@@ -98,7 +156,7 @@ def make_tokenizer() -> Any:
     )  # fmt: skip
 
 
-def save_model(folder: Path, **options: Any) -> Path:
+def save_model(folder: Path, make: Callable[..., Any] = make_pipeline, **options: Any) -> Path:
     """Write a random pipeline to `folder` as diffusers does; returns the folder."""
-    make_pipeline(**options).save_pretrained(folder, safe_serialization=True)
+    make(**options).save_pretrained(folder, safe_serialization=True)
     return folder

@@ -1,0 +1,133 @@
+"""A diffusers folder as it lies on the disk: what it must hold, which of its files are its identity, single files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from store.errors import InputError
+
+from .families import Family, families, family_of_pipeline, pipelines
+from .layout import check_variant
+
+LIBRARIES = {  # of a model's components: nothing else is imported because a model's index says so
+    "unet": ("diffusers",),
+    "vae": ("diffusers",),
+    "scheduler": ("diffusers",),
+    "text_encoder": ("transformers",),
+    "text_encoder_2": ("transformers",),
+    "tokenizer": ("transformers",),
+    "tokenizer_2": ("transformers",),
+    "image_encoder": ("transformers", None),
+    "feature_extractor": ("transformers", None),
+    "safety_checker": ("stable_diffusion", None),
+}
+
+
+def check_folder(folder: Path, allow_pickle: bool = False) -> None:
+    """InputError, one sentence, unless `folder` is a diffusers folder of a supported class with all its components.
+
+    allow_pickle   weights that are no .safetensors will do
+    """
+    index = folder / "model_index.json"
+    try:
+        declared = json.loads(index.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(
+            f"{folder} has no model_index.json; give a diffusers folder, a hub id, a .safetensors file, or 'pocket'"
+        ) from None
+    except ValueError:
+        raise InputError(f"{index} is not valid JSON; download the model again") from None
+    if not isinstance(declared, dict):
+        raise InputError(f"{index} is no JSON object; download the model again")
+    family = family_of_pipeline(declared.get("_class_name"))
+    if family is None:
+        raise InputError(
+            f"model {folder} is a {declared.get('_class_name')}, which is not supported; have {', '.join(pipelines())}"
+        )
+    for component, value in declared.items():
+        if (
+            isinstance(value, list)
+            and value[:1] != [None]
+            and value[:1] not in [[x] for x in LIBRARIES.get(component, ())]
+        ):
+            raise InputError(
+                f"{index} has its {component} made by {value[0] if value else 'nothing'}, and code that comes with a "
+                "model is not run; give a model of plain diffusers components"
+            )
+    for component in family.COMPONENTS:
+        if not declared.get(component) or not (folder / component).is_dir():
+            raise InputError(f"model folder {folder} has no {component}; give a complete diffusers folder")
+    pickled = pickled_weights(folder)
+    for component in _weighted(family):
+        if component in pickled and not allow_pickle:
+            raise InputError(
+                f"model folder {folder} has no .safetensors file in {component}; other weight files are not opened "
+                "unless you trust them and say --allow-pickle"
+            )
+        if component not in pickled and not list((folder / component).glob("*.safetensors")):
+            raise InputError(f"model folder {folder} has no .safetensors file in {component}; download it again")
+
+
+def pickled_weights(folder: Path) -> list[str]:
+    """Components of a diffusers folder whose weights are pickled: there is a .bin file and no .safetensors file."""
+    return [
+        name for name in _weighted(family_of_folder(folder))
+        if list((folder / name).glob("*.bin")) and not list((folder / name).glob("*.safetensors"))
+    ]  # fmt: skip
+
+
+def identity_files(folder: Path) -> list[Path]:
+    """Files of a diffusers folder that may change a result: weights and configs of the components used."""
+    wanted = {".safetensors", ".json", ".txt"}
+    pickled, family = pickled_weights(folder), family_of_folder(folder)
+    parts = [
+        (name, path) for name in family.COMPONENTS for path in sorted((folder / name).rglob("*")) if path.is_file()
+    ]
+    files = [path for name, path in parts if path.suffix in wanted or (name in pickled and path.suffix == ".bin")]
+    return [*files, *(folder / name for name in family.SETTINGS)]
+
+
+def family_of_folder(folder: Path) -> Family:
+    """The family of a folder that `check_folder` accepts."""
+    family = family_of_pipeline(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+    assert family is not None, "the folder was not checked"
+    return family
+
+
+def _weighted(family: Family) -> list[str]:
+    return [name for name, has_weights in family.COMPONENTS.items() if has_weights]
+
+
+def unpack_single_file(file: Path, folder: Path) -> None:
+    """Write a single checkpoint file of any family as a diffusers folder; InputError where that fails."""
+    import diffusers
+
+    try:
+        family = _family_of_file(file)
+        pipeline = getattr(diffusers, family.PIPELINE).from_single_file(str(file), safety_checker=None)
+        check_variant(dict(pipeline.unet.config), dict(pipeline.vae.config))
+    except InputError:
+        raise
+    except Exception as error:  # diffusers' converters raise whatever a foreign file makes them trip over
+        reason = " ".join(str(error).split())[:240]
+        raise InputError(
+            f"checkpoint {file} cannot be read as Stable Diffusion ({reason}); convert it to a diffusers folder"
+        ) from None
+    partial = folder.with_name(f"{folder.name}.part")
+    pipeline.save_pretrained(partial, safe_serialization=True)
+    partial.rename(folder)
+
+
+def _family_of_file(file: Path) -> Family:
+    """The family of a single checkpoint file, by the names and shapes of its tensors."""
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+
+    kind = infer_diffusers_model_type(load_single_file_checkpoint(str(file)))
+    found = next((family for family in families() if kind in family.SINGLE_FILES), None)
+    if found is None:
+        raise InputError(
+            f"checkpoint {file} is of the kind {kind}, which is not supported; have text-to-image models of "
+            f"{', '.join(pipelines())}"
+        )
+    return found

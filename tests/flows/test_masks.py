@@ -1,0 +1,98 @@
+"""Local edits of a run: the mask is an artifact that all prompts share, named by what is drawn or by the word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.config import make_config
+from flows.plan import Plan
+from flows.reproduce import plan_again
+from store.errors import InputError
+from store.store import Store
+from tests.flows.runs import Executed, computed, edit
+
+Plans = Callable[..., Plan]
+
+
+def drawn(file: Path, left: int = 16) -> Path:
+    """A mask of 32 × 32: white from column `left` on."""
+    values = np.zeros((32, 32), np.uint8)
+    values[:, left:] = 255
+    Image.fromarray(values).save(file)
+    return file
+
+
+def test_two_prompts_share_a_mask_and_the_source_is_outside_of_it(
+    plan: Plans, tmp_path: Path, executed: Executed
+) -> None:
+    mask = {"mask": drawn(tmp_path / "mask.png"), "mask_feather": 0}
+    first = edit(plan(**mask, prompts=("one",)), tmp_path)
+    again = edit(plan(**mask, prompts=("two",)), tmp_path)
+    assert "read_masks" in computed(first)
+    assert computed(again) == ["edit_keyframes", "propagate_tokens"]
+    latents, edited = (
+        next(use.artifact for use in again.uses if use.node.stage == stage)
+        for stage in ("invert_frames", "propagate_tokens")
+    )
+    clean, ours = latents["clean_latents"][:], edited["latents"][:]
+    column = clean.shape[-1] // 2
+    assert np.allclose(ours[..., :column], clean[..., :column], atol=1e-5)
+    assert np.abs(ours[..., column:] - clean[..., column:]).max() > 1e-2
+
+
+def test_a_mask_is_named_by_its_pixels_not_by_its_file(plan: Plans, tmp_path: Path) -> None:
+    one = plan(mask=drawn(tmp_path / "one.png")).nodes[-1].key
+    assert plan(mask=drawn(tmp_path / "other.png")).nodes[-1].key == one
+    assert plan(mask=drawn(tmp_path / "third.png", left=8)).nodes[-1].key != one
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    drawn(folder / "a.png")
+    assert plan(mask=folder).nodes[-1].key == one, "one picture is one picture"
+    assert plan().nodes[-1].key != one
+
+
+def test_a_mask_found_by_a_word_knows_the_prompt_and_the_model(
+    plan: Plans, kl_folder: Path, tmp_path: Path, executed: Executed
+) -> None:
+    found = {"source_prompt": "a source", "mask_from": "cross-attention:source"}
+    result = edit(plan(**found), tmp_path)
+    assert "find_masks" in computed(result)
+    mask = next(use.artifact for use in result.uses if use.node.stage == "find_masks")
+    assert mask.schema.artifact == "mask"
+    keys = {
+        plan(**options).mask.key.hex  # type: ignore[union-attr]
+        for options in (found, found | {"model": str(kl_folder)}, found | {"source_prompt": "the source"})
+    }
+    assert len(keys) == 3
+
+
+def test_a_local_edit_is_made_again_from_its_sidecar(plan: Plans, store: Store, tmp_path: Path) -> None:
+    first = plan(mask=drawn(tmp_path / "mask.png"))
+    edit(first, tmp_path)
+    sidecar = next(tmp_path.glob("*.mp4.json"))
+    again, _ = plan_again(sidecar, store, first.runtime)
+    assert again.nodes[-1].key == first.nodes[-1].key
+    drawn(tmp_path / "mask.png", left=8)
+    with pytest.raises(InputError):
+        plan_again(sidecar, store, first.runtime)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mask": "m.png", "mask_from": "cross-attention:dog"}, "both say what is edited"),
+        ({"mask_from": "dog"}, "is not cross-attention:WORD"),
+        ({"mask_from": "cross-attention: "}, "is not cross-attention:WORD"),
+        ({"mask_feather": -1}, "--mask-feather -1"),
+    ],
+)
+def test_what_makes_no_mask_is_one_sentence(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said) as raised:
+        make_config(video=tmp_path / "clip.mp4", prompts=("one",), **options)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,223 @@
+"""Local edits: masks as they are drawn and found, and the source that is put back outside of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import pocket
+from pocket.truth import read_truth
+from pocket.world import render
+from stages import decode_frames, find_masks, read_masks
+from stages.backbones.stable_diffusion import Runtime, load
+from stages.editing.masking import in_latents, put_back, softened
+from store.errors import InputError
+from tests.stages.clips import write_clip
+from tests.tiny.method import Prepared, edit, edit_at_once, edit_of_keyframes, edit_spec, prepare, propagate
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def read(mask: Path, frames: int = 3, aspect: float = 1.5, **spec: Any) -> np.ndarray[Any, Any]:
+    asked = read_masks.Spec(**{"width": 24, "height": 16, "feather": 0} | spec)
+    blocks = read_masks.run(asked, range(1), frames=frames, mask=mask, aspect=aspect)
+    return np.concatenate([block.values for block in blocks])
+
+
+def picture(file: Path, grey: int, mode: str = "L") -> Path:
+    """A picture of 48 × 32 whose right half is black."""
+    values = np.full((32, 48), grey, np.uint8)
+    values[:, 24:] = 0
+    Image.fromarray(values).convert(mode).save(file)
+    return file
+
+
+# as they are drawn
+
+
+def test_a_picture_is_the_mask_of_every_frame(tmp_path: Path) -> None:
+    masks = read(picture(tmp_path / "mask.png", 255), frames=20)
+    assert masks.shape == (20, 16, 24)
+    assert (masks[:, :, :12] == 255).all()
+    assert (masks[:, :, 12:] == 0).all()
+
+
+def test_what_is_transparent_is_kept(tmp_path: Path) -> None:
+    rgba = np.full((32, 48, 4), 255, np.uint8)
+    rgba[:, :24, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "mask.png")
+    masks = read(tmp_path / "mask.png")
+    assert (masks[:, :, :12] == 0).all()
+    assert (masks[:, :, 12:] == 255).all()
+
+
+def test_pictures_of_a_folder_and_frames_of_a_video_are_those_of_the_frames_edited(tmp_path: Path) -> None:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for number in range(8):
+        picture(folder / f"{number:02}.png", 100 + 10 * number)
+    (folder / "notes.txt").write_text("not a picture")
+    edited = read(folder, frames=3, start=1, step=3)
+    everyone = read(folder, frames=8)
+    assert np.array_equal(edited, everyone[[1, 4, 7]])
+    assert len({int(mask[0, 0]) for mask in everyone}) == 8
+    clip = write_clip(tmp_path / "mask.mp4", frames=8, width=48, height=32)
+    assert np.array_equal(read(clip, frames=3, start=1, step=3), read(clip, frames=8)[[1, 4, 7]])
+
+
+def test_noise_that_a_codec_leaves_is_no_mask(tmp_path: Path) -> None:
+    values = np.full((32, 48), 9, np.uint8)
+    values[:, :24] = 247
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    assert set(np.unique(read(tmp_path / "mask.png"))) == {0, 255}
+
+
+def test_masks_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for number in range(2):
+        picture(folder / f"{number}.png", 255)
+    (tmp_path / "empty").mkdir()
+    faults = {
+        tmp_path / "text.png": "cannot be read as a picture",
+        folder: "has pictures for 2 of the 3 frames",
+        tmp_path / "empty": "holds no picture",
+        tmp_path / "none.png": "does not exist",
+        picture(tmp_path / "black.png", 0): "black in every frame",
+    }
+    for place, said in faults.items():
+        with pytest.raises(InputError, match=said) as raised:
+            read(place)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="another shape"):
+        read(picture(tmp_path / "mask.png", 255), aspect=1.0)
+
+
+@given(feather=st.integers(0, 12), side=st.integers(1, 20))
+def test_the_soft_edge_is_outside_and_no_wider_than_asked(feather: int, side: int) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20 : 20 + side, 20 : 20 + side] = 255
+    soft = softened(mask, feather)
+    assert (soft[mask > 0] == 255).all()
+    far = feather + 2
+    outside = np.ones_like(mask, bool)
+    outside[max(0, 20 - far) : 20 + side + far, max(0, 20 - far) : 20 + side + far] = False
+    assert (soft[outside] == 0).all()
+    assert (soft.astype(int).sum() > mask.astype(int).sum()) == (feather > 1 or (feather == 1 and soft.max() > 0)) or (
+        feather == 0
+    )
+
+
+# what is put back
+
+
+@given(share=st.floats(0, 1))
+def test_the_share_of_a_latent_pixel_is_the_share_of_its_pixels(share: float) -> None:
+    edited = round(share * 16)
+    mask = np.zeros(16, np.uint8)
+    mask[:edited] = 255
+    own = in_latents(mask.reshape(1, 4, 4), 1, 1)
+    assert float(own) == pytest.approx(edited / 16, abs=1e-6)
+    one, other = torch.ones(1, 4, 1, 1), torch.zeros(1, 4, 1, 1)
+    assert put_back(one, other, own).flatten().tolist() == pytest.approx([edited / 16] * 4, abs=1e-6)
+
+
+def masked(prepared: Prepared, left: int) -> Prepared:
+    """The same with a mask whose pixels from `left` on are edited."""
+    mask = np.zeros(prepared.rgb.shape[:3], np.uint8)
+    mask[:, :, left:] = 255
+    return replace(prepared, mask={"mask": mask})
+
+
+@pytest.mark.parametrize("options", [{}, {"editor": "sdedit"}, {"solver": "dpmpp_2m"}, {"guidance_scale": 1.0}])
+def test_outside_of_the_mask_the_edit_is_the_source_and_inside_it_is_not(
+    prepared: Prepared, options: dict[str, Any]
+) -> None:
+    half = prepared.rgb.shape[2] // 2
+    clean = prepared.latents["clean_latents"]
+    latents = edit(masked(prepared, half), edit_spec(**options))["latents"]
+    column = half // (prepared.rgb.shape[2] // clean.shape[-1])
+    assert np.allclose(latents[..., :column], clean[..., :column], atol=1e-5)
+    assert np.abs(latents[..., column:] - clean[..., column:]).max() > 0.1
+
+
+def test_a_mask_of_everything_changes_nothing_and_one_of_nothing_is_the_source(short: Prepared) -> None:
+    spec = edit_spec()
+    everywhere = edit(masked(short, 0), spec)["latents"]
+    assert np.array_equal(everywhere, edit(short, spec)["latents"])
+    nowhere = edit(masked(short, short.rgb.shape[2]), spec)["latents"]
+    assert np.allclose(nowhere, short.latents["clean_latents"], atol=1e-5)
+
+
+def test_a_local_edit_is_the_same_in_two_stages_and_at_once(prepared: Prepared) -> None:
+    local, spec = masked(prepared, 16), edit_spec()
+    keyframes = edit_of_keyframes(local, spec)
+    apart = propagate(local, spec, keyframes)["latents"]
+    together = edit_at_once(local, spec)[1]["latents"]
+    assert np.abs(apart - together).max() < 2e-4
+
+
+# found by a word
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "prompt", "word"),
+    [
+        ("ball", "a red ball on grass", "ball"),
+        ("ring", "a blue striped ring on sand", "ring"),
+        ("square", "a purple checkered square on snow", "checkered square"),
+    ],
+)
+def test_the_object_is_found_by_its_name(name: str, prompt: str, word: str) -> None:
+    """Against the world's exact mask: intersection over union, and how much of the object is not left out."""
+    frames, clip, folder = 4, EXAMPLES / f"{name}.mp4", pocket.model_folder()
+    decode = decode_frames.Spec(stop=frames, width=64, height=64)
+    rgb = np.concatenate([b.values for b in decode_frames.run(decode, range(1), video=clip) if b.variable == "rgb"])
+    known = prepare(load(str(folder), Runtime()), folder, rgb, prompt=prompt, steps=10)
+    spec = find_masks.Spec(prompt=prompt, words=word, width=64, height=64, feather=0)
+    blocks = find_masks.run(
+        spec, range(1), latents=known.latents, timesteps=known.timesteps, trained=1000, backbone=known.backbone
+    )
+    found = np.concatenate([block.values for block in blocks]) > 127
+    scenes = read_truth(clip)
+    assert scenes is not None
+    true = render(scenes, 64).mask[:frames].numpy() > 0.5
+    assert (found & true).sum() / (found | true).sum() > 0.75
+    assert (found & true).sum() / true.sum() > 0.85  # the soft edge takes in the rest
+
+
+def test_a_word_that_the_prompt_does_not_hold_is_one_sentence(prepared: Prepared) -> None:
+    spec = find_masks.Spec(prompt="a source", words="dog", width=40, height=32)
+    blocks = find_masks.run(
+        spec, range(1), latents=prepared.latents, timesteps=prepared.timesteps, trained=1000, backbone=prepared.backbone
+    )
+    with pytest.raises(InputError, match=r"'a source' does not hold 'dog'.*--source-prompt"):
+        next(blocks)
+
+
+def test_frames_per_pass_finds_no_other_mask(prepared: Prepared) -> None:
+    spec = find_masks.Spec(prompt="a source", words="source", width=40, height=32)
+    found = [
+        np.concatenate(
+            [
+                block.values
+                for block in find_masks.run(
+                    spec, range(1), latents=each.latents, timesteps=each.timesteps, trained=1000, backbone=each.backbone
+                )
+            ]
+        )
+        for each in (prepared, prepared.in_passes_of(3))
+    ]
+    assert found[0].shape == prepared.rgb.shape[:3]
+    assert (found[0] != found[1]).mean() < 0.01
+    assert 0 < (found[0] > 0).mean() < 1
