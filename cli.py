@@ -466,16 +466,16 @@ def sweep(
     from flows.run_sweep import plan_sweep, run_sweep
     from flows.terminal import Bars, say, stdout, sweep_plan_table, sweep_table
 
-    planned = plan_sweep(given, _changed(given), prompts, grid or (), open_store(given["store"]))
+    ready = plan_sweep(given, _changed(given), prompts, grid or (), open_store(given["store"]))
     if only_plan:
         if as_json:
-            print_json(planned.to_json())
+            print_json(ready.to_json())
             return
-        stdout.print(sweep_plan_table(planned.ahead))
-        print(planned.ahead.sentence())
+        stdout.print(sweep_plan_table(ready.ahead))
+        print(ready.ahead.sentence())
         return
     with Bars() as bars:
-        swept = run_sweep(planned, output, {"flow": flow, "clip_model": clip_model}, _checked_engine(engine), say, bars)
+        swept = run_sweep(ready, output, {"flow": flow, "clip_model": clip_model}, _checked_engine(engine), say, bars)
     if as_json:
         print_json(swept.to_json())
     else:
@@ -491,7 +491,7 @@ def _changed(given: dict[str, Any]) -> list[str]:
     """Options of an edit that were given another value than the one they have without being given."""
     defaults = {p.name: p.default for p in inspect.signature(edit_options).parameters.values()}
     return ["--set" if name == "set_" else "--" + name.replace("_", "-") for name, value in given.items()
-            if name != "video" and value != defaults[name]]  # fmt: skip
+            if name in defaults and name != "video" and value != defaults[name]]  # fmt: skip
 
 
 FolderOption = Annotated[

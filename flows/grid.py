@@ -22,7 +22,7 @@ from .plan import Node, Plan
 from .videos import KnownVideo
 
 MOST_EDITS = 1000  # of one sweep
-NOT_TRIED = ("video", "prompts", "editor_settings")  # what a grid does not vary under these names
+NOT_TRIED = ("video", "prompts", "editor_settings", "controls")  # what a grid does not vary under these names
 Choice = dict[str, Any]
 """What one combination has of each axis: option, or EDITOR.SETTING, → value."""
 
@@ -134,7 +134,8 @@ def with_choice(options: Options, choice: Choice) -> Options:
     editor = str(choice.get("editor", options.get("editor", "pnp")))
     base = options.get("editor_settings", {}) if editor == options.get("editor", "pnp") else {}
     own = {name.partition(".")[2]: value for name, value in choice.items() if "." in name}
-    return {**options, **{n: v for n, v in choice.items() if "." not in n}, "editor_settings": {**base, **own}}
+    kept = {name: value for name, value in options.items() if name != "controls" or editor == "controlnet"}
+    return {**kept, **{n: v for n, v in choice.items() if "." not in n}, "editor_settings": {**base, **own}}
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -237,7 +238,7 @@ def _axis_name(name: str) -> str:
     if option in RuntimeConfig.model_fields:
         raise InputError(f"--grid {name}: no result depends on it, so there is nothing to choose; give it as an option")
     if option in NOT_TRIED:
-        raise InputError(f"--grid {name}: prompts are given by --prompts, settings as EDITOR.SETTING, and one video")
+        raise InputError(f"--grid {name}: not varied here; prompts are given by --prompts, settings as EDITOR.SETTING")
     for editor in sorted(editors.names(), key=len, reverse=True):
         if option.startswith((f"{editor}.", f"{editor}_")) and len(option) > len(editor) + 1:
             return f"{editor}.{option[len(editor) + 1 :]}"

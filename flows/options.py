@@ -44,7 +44,10 @@ def runtime_of(options: Mapping[str, Any]) -> RuntimeConfig:
 
 
 def options_of(given: Mapping[str, Any]) -> Options:
-    """The same from values as the command line names them, where None is not said."""
+    """The same from values as the command line names them, where None is not said.
+
+    Controls that a file or a run said come as they are, under their own name: a text cannot hold all of them.
+    """
     options = {name: given.get(GIVEN_AS.get(name, name)) for name in (*EDIT, *RUNTIME)}
     if word := given.get("keep_background"):
         options["mask_from"] = options["mask_from"] or f"cross-attention:{word}"
@@ -80,6 +83,8 @@ def over(base: Mapping[str, Any], anew: Mapping[str, Any]) -> Options:
     settings = dict(anew.get("editor_settings", {}))
     if anew.get("editor", base.get("editor", "pnp")) == base.get("editor", "pnp"):
         settings = {**base.get("editor_settings", {}), **settings}
+    else:
+        kept.pop("controls", None)
     return {**kept, **anew, "editor_settings": settings}
 
 
@@ -125,7 +130,12 @@ def read_options(file: Path) -> Options:
         if name not in (*EDIT, *RUNTIME):
             raise InputError(f"--config {file}: no option {name!r}; have {', '.join((*EDIT, *RUNTIME))}")
     _check_shapes(file, options)
-    paths = {name: file.parent / options[name] for name in PATHS if name in options}
+    paths: Options = {name: file.parent / options[name] for name in PATHS if name in options}
+    if "controls" in options:
+        paths["controls"] = [
+            {**each, **({"video": file.parent / each["video"]} if "video" in each else {})}
+            for each in options["controls"]
+        ]
     return {**options, **paths}
 
 
@@ -166,6 +176,9 @@ def _check_shapes(file: Path, options: Mapping[str, Any]) -> None:
     prompts = options.get("prompts", [])
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError(f'--config {file}: prompts is no list of texts; write prompts = ["a text"]')
+    controls = options.get("controls", [])
+    if not isinstance(controls, list) or not all(isinstance(each, dict) for each in controls):
+        raise InputError(f"--config {file}: controls is no list of tables; write [[controls]]")
     if not isinstance(options.get("editor_settings", {}), dict):
         raise InputError(f"--config {file}: editor_settings is no table; write [editor_settings]")
     for name in (*PATHS, "preset", "token_budget"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.config import EditConfig, RuntimeConfig
-from flows.options import given_of, options_of, over
+from flows.options import given_of, options_of, over, read_options
 from tests.test_cli import Tf, made, refused, tf  # noqa: F401 (fixtures)
 
 FILE = """
@@ -120,6 +120,17 @@ def test_one_mask_takes_the_place_of_the_other() -> None:
     assert over({"mask": Path("m.png"), "seed": 3}, options_of({"keep_background": "ball"})) == {
         "seed": 3, "mask_from": "cross-attention:ball", "editor_settings": {}
     }  # fmt: skip
+
+
+def test_controls_come_from_a_file_and_leave_with_their_editor(tmp_path: Path) -> None:
+    file = tmp_path / "edit.toml"
+    file.write_text('editor = "controlnet"\n[[controls]]\nkind = "given"\nmodel = "m"\nvideo = "drawn.mp4"\n')
+    options = read_options(file)
+    (control,) = options_of(given_of(options))["controls"]
+    assert control == {"kind": "given", "model": "m", "video": tmp_path / "drawn.mp4"}
+    assert "controls" not in over(options, {"editor": "pnp"})
+    anew = options_of({"control": ["canny:0.5"], "control_video": []})
+    assert [control.strength for control in over(options, anew)["controls"]] == [0.5]
 
 
 def test_a_preset_said_anew_brings_its_own_options() -> None:

@@ -14,11 +14,13 @@ import pytest
 import cli
 from flows import edit_video, plan_video, sweep_video
 from flows.config import EditConfig
+from flows.options import GIVEN_AS
 from store.errors import InputError
 from tests.flows.runs import ALL, SMALL, Executed
 from tests.test_cli import ROOT
 
-NOT_OPTIONS = {"video", "prompt", "set_", "store", "cache_size", "keep_background"}  # or under another name
+SHORT = {*GIVEN_AS.values(), "keep_background", "control", "control_video", "canny_thresholds"}  # of other options
+NOT_OPTIONS = {"video", "store", "cache_size"} | SHORT
 
 
 @pytest.fixture

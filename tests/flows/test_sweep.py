@@ -136,7 +136,7 @@ def test_an_edit_that_cannot_be_made_stops_no_other(
         (["--grid", "steps"], "--grid 'steps' is not NAME=VALUE,VALUE"),
         (["--grid", "blend=linear", "--grid", "blend=nearest"], "--grid names blend twice"),
         (["--grid", "precision=float16,float32"], "no result depends on it"),
-        (["--grid", "prompts=a,b"], "prompts are given by --prompts"),
+        (["--grid", "prompts=a,b"], "not varied here; prompts are given by --prompts"),
         (["--grid", "seed=" + ",".join(map(str, range(600)))], "is 1200 edits; one may have 1000"),
         (["--prompts", "missing.txt"], "--prompts missing.txt is not there"),
         (["--flow", "deep"], "--flow 'deep'"),
@@ -181,11 +181,11 @@ def test_two_settings_that_come_to_the_same_are_one_edit(tf: Tf, prompts: list[s
     assert [each["choice"]["keyframe_offsets"] for each in planned.json["edits"]] == [2, 2, 5, 5]
 
 
-APART = """() => {
+IN_STEP = """() => {
     const times = videos.map((video) => video.currentTime), loop = length();
     const ahead = times.map((time) => (time - times[0] + 1.5 * loop) % loop);
-    return Math.max(...ahead) - Math.min(...ahead);
-}"""  # seconds between the clip that is furthest and the one that is behind, on their way round
+    return Math.max(...ahead) - Math.min(...ahead) < 1 / FPS;
+}"""  # whether all clips are within a frame of each other, on their way round
 
 
 @contextmanager
@@ -209,12 +209,16 @@ def test_a_browser_plays_the_clips_in_step_and_sorts_them(
 ) -> None:
     answer = swept(tf, *prompts, *GRID)
     with opened(page, Path("out/index.html")):
-        page.wait_for_function("videos.length == 9 && videos.every((video) => video.currentTime > 0 && !video.paused)")
+        page.wait_for_function(
+            "() => videos.length == 9 && videos.every((video) => video.currentTime > 0 && !video.paused)"
+        )
         page.evaluate("videos[4].currentTime = (videos[4].currentTime + length() / 2) % length()")
-        page.wait_for_function(f"({APART})() < 1 / FPS")
+        page.wait_for_function(IN_STEP)
         page.locator("#play").click()
         page.locator("#at").evaluate("(at) => { at.value = 0.5; at.dispatchEvent(new Event('input')); }")
-        page.wait_for_function("videos.every((video) => video.paused && Math.abs(video.currentTime - 0.14) < 0.01)")
+        page.wait_for_function(
+            "() => videos.every((video) => video.paused && Math.abs(video.currentTime - 0.14) < 0.01)"
+        )
 
         page.locator("#sort").select_option("warp_error")
         errors = {str(each["number"]): each["scores"]["warp_error"] for each in answer["edits"]}
