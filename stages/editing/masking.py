@@ -34,12 +34,12 @@ def mask_schema(frames: int, height: int, width: int) -> Schema:
 
 
 def softened(mask: np.ndarray[Any, Any], feather: int) -> np.ndarray[Any, Any]:
-    """mask (height, width) uint8 with an edge that falls from 255 to 0 over `feather` pixels, outside of it."""
-    if not feather:
-        return mask
-    reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (feather + 1, feather + 1))
-    soft = cv2.blur(cv2.dilate(mask, reach), (feather + 1, feather + 1))
-    return np.maximum(soft, mask).astype(np.uint8)
+    """mask (height, width) uint8 with an edge that falls from 255 to 0 over `feather` pixels, half of them outside.
+
+    An edge that lies outside keeps less of the background, one that lies inside leaves the object's rim as it was:
+    `python -m benchmarks.local`.
+    """
+    return cv2.blur(mask, (feather + 1, feather + 1)) if feather else mask
 
 
 def in_latents(mask: np.ndarray[Any, Any], height: int, width: int) -> Tensor:
