@@ -93,6 +93,9 @@ def edit_options(
     frames: Annotated[
         str | None, typer.Option(metavar="START:STOP[:STEP]", help="Which frames; all without it.")
     ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames per second to edit, of those there are; length and sound stay.")
+    ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Frame size; as large as the source without it.")
     ] = None,

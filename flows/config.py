@@ -102,6 +102,10 @@ class EditConfig(Frozen):
         None, title="Frames", description="START:STOP or START:STOP:STEP, such as 0:40; all without it",
         json_schema_extra={"pattern": r"^\d+:\d+(:\d+)?$", "examples": ["0:40"]},
     )  # fmt: skip
+    fps: float | None = Field(
+        None, title="Frames per second", gt=0, le=1000,
+        description="edited, of those that the video has; the clip keeps its length and sound; all without it",
+    )  # fmt: skip
     size: str | None = Field(
         None, title="Size", description="WIDTHxHEIGHT in pixels, such as 512x512; as large as the source without it",
         json_schema_extra={"pattern": r"^\d+x\d+$", "examples": ["512x512"]},

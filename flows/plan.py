@@ -31,7 +31,7 @@ from stages.diffusion.chunks import FRAMES_PER_BLOCK
 from stages.diffusion.ddim import inversion_timesteps, timesteps
 from stages.diffusion.keyframes import adaptive_starts
 from stages.editing.resuming import STATES_KEPT
-from stages.media.video import choose_size, parse_frames
+from stages.media.video import choose_size, parse_frames, step_for
 from store.artifact import Artifact
 from store.errors import InputError
 from store.keys import ArtifactKey
@@ -110,12 +110,25 @@ class Plan:
         self.timesteps = timesteps(self.layout.schedule, config.steps)
         self._check_steps()
         start, stop, step = parse_frames(config.frames, self.video.frames) if config.frames else (0, None, 1)
+        if config.fps is not None:
+            if step != 1:
+                raise InputError(
+                    f"--fps {config.fps:g} and the STEP of --frames {config.frames} both thin out; say one"
+                )
+            step = step_for(config.fps, self.video)
         self.expected_frames = len(range(start, self.video.frames if stop is None else stop, step))
         if stop == self.video.declared_frames:
             stop = None  # to the end: the same frames under the same key, said or not
         self.decode = self._node(
             "decode_frames",
-            decode_frames.Spec(start=start, stop=stop, step=step, width=size.width, height=size.height),
+            decode_frames.Spec(
+                start=start,
+                stop=stop,
+                step=step,
+                width=size.width,
+                height=size.height,
+                tone_map=self.video.hdr is not None,
+            ),
             {"video": self.video_key},
         )
         self.invert = self._node(

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -36,6 +36,8 @@ class Spec(Frozen):
     step: int = Field(1, ge=1, description="every how many frames one is taken")
     width: int = Field(ge=1, description="pixels")
     height: int = Field(ge=1, description="pixels")
+    tone_map: bool = Field(False, description="a high dynamic range is brought into that of BT.709")
+    left_out: ClassVar[frozenset[str]] = frozenset({"tone_map"})
 
 
 def outputs(spec: Spec, *, video: VideoInfo) -> Schema:
@@ -116,7 +118,7 @@ def frames_per_block(spec: Spec) -> int:
 def _chosen(spec: Spec, video: Path) -> Iterator[tuple[Picture, float]]:
     """The chosen frames, each with the seconds until the next of them (the last: `step` times its own)."""
     kept: Picture | None = None
-    for picture in read_pictures(survey(video), spec.stop):
+    for picture in read_pictures(survey(video), spec.stop, spec.tone_map):
         if picture.index < spec.start or (picture.index - spec.start) % spec.step:
             continue
         if kept is not None:

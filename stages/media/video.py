@@ -19,6 +19,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.filter import Graph
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
@@ -55,6 +56,7 @@ SWSCALE_MATRICES = {
     "smpte240m": Colorspace.SMPTE240M,
 }
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+TONE_MAP = "intent=perceptual:out_primaries=bt709:out_transfer=bt709:out_range=pc"
 EXACT = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
@@ -88,6 +90,7 @@ class VideoInfo(Frozen):
     colour_range: str  # limited or full
     has_audio: bool
     audio_codec: str | None
+    hdr: str | None = None  # PQ or HLG, where the file says that its range is high
     notes: tuple[str, ...]  # sentences that a user should hear
 
 
@@ -190,19 +193,22 @@ def survey(path: Path) -> Clip:
             colour_range="full" if full_range else "limited",
             has_audio=audio is not None,
             audio_codec=audio.codec_context.name if audio is not None and audio.codec_context is not None else None,
+            hdr=HDR_TRANSFERS.get(first.color_trc),
             notes=_notes(container, first, ratio, shown),
         )
         return Clip(path, info, ticks, stream.time_base, tail, timed)
 
 
-def read_pictures(clip: Clip, stop: int | None = None) -> Iterator[Picture]:
+def read_pictures(clip: Clip, stop: int | None = None, tone_map: bool = True) -> Iterator[Picture]:
     """Decode frames 0, 1, … (before `stop`) in order of presentation, one at a time.
 
+    tone_map  whether a high dynamic range is brought into that of BT.709, or its code values are taken as they are
     raises    InputError, naming the frame, where the data is damaged, ends early, or changes size on the way: what is
               given out is never shorter than what was asked
     """
     info, index = clip.info, 0
     reformatter = VideoReformatter()
+    mapped = ToneMapper() if tone_map and info.hdr else None
     wanted = info.declared_frames if stop is None else stop
     for frame in islice(_decoded(clip), stop):
         if (frame.width, frame.height) != (info.coded_width, info.coded_height):
@@ -211,7 +217,7 @@ def read_pictures(clip: Clip, stop: int | None = None) -> Iterator[Picture]:
                 f"{info.coded_width}×{info.coded_height}; take the frames before it with --frames 0:{index}"
             )
         tick = frame.pts if clip.timed and frame.pts is not None else clip.nth(index)
-        rgb = _upright(_to_rgb(frame, info, reformatter), info)
+        rgb = _upright(mapped(frame) if mapped else _to_rgb(frame, info, reformatter), info)
         yield Picture(index, float(tick * clip.time_base), clip.shown_for(tick), rgb)
         index += 1
     if index < wanted:
@@ -256,6 +262,26 @@ def parse_frames(text: str, count: int) -> tuple[int, int, int]:
         frames = "1 frame" if count == 1 else f"{count} frames"
         raise InputError(f"--frames {text!r} goes beyond the end: the clip has {frames} (0:{count} takes them all)")
     return start, stop, step
+
+
+def step_for(fps: float, info: VideoInfo) -> int:
+    """Every how many frames one is taken, to have `fps` per second (to half a percent) of an evenly spaced clip.
+
+    raises    InputError, naming the nearest rates that work, where no step gives it
+    """
+    if info.variable:
+        raise InputError(
+            f"--fps {fps:g} needs evenly spaced frames, and this clip's are not; take every second one with "
+            f"--frames 0:{info.frames}:2"
+        )
+    rate = float(Fraction(info.average_fps))
+    step = max(1, round(rate / fps))
+    if abs(rate / step / fps - 1) <= 0.005:
+        return step
+    if fps > rate:
+        raise InputError(f"--fps {fps:g} is above the clip's {rate:.5g}, and frames are not invented; leave it out")
+    fewer, more = (f"{rate / each:.5g}" for each in (int(rate / fps) + 1, int(rate / fps)))
+    raise InputError(f"--fps {fps:g} is no whole part of the clip's {rate:.5g}; take {fewer} or {more}")
 
 
 @contextmanager
@@ -413,7 +439,7 @@ def _notes(container: InputContainer, frame: VideoFrame, ratio: Fraction, shown:
     if any(component.is_alpha for component in frame.format.components):
         notes.append("transparent parts, if any, are laid over black")
     if frame.color_trc in HDR_TRANSFERS:
-        notes.append(f"high dynamic range ({HDR_TRANSFERS[frame.color_trc]}) is not tone-mapped: colours look flat")
+        notes.append(f"high dynamic range ({HDR_TRANSFERS[frame.color_trc]}) is tone-mapped to BT.709")
     if frame.interlaced_frame:
         notes.append("frames are interlaced, and are taken as they are")
     if len(container.streams.video) > 1:
@@ -457,6 +483,40 @@ def _to_rgb(frame: VideoFrame, info: VideoInfo, reformatter: VideoReformatter) -
     if info.colour_matrix == "grey" and info.colour_range == "limited":  # swscale takes every grey as full range
         rgb = np.clip(np.rint((rgb.astype(np.float32) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
     return rgb
+
+
+class ToneMapper:
+    """Frames of PQ or HLG in BT.2020 → BT.709, by libswscale's perceptual mapping, from what each frame says of itself.
+
+    Its graph builds a table of colours at the first frame, which takes seconds, and keeps it.
+    """
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray[Any, Any]:
+        """rgb (height, width, channel) uint8 of a frame as stored; raises InputError where FFmpeg is too old for it."""
+        if self._graph is None:
+            self._graph = _tone_mapping(frame)
+        self._graph.push(frame)
+        mapped = self._graph.pull()
+        assert isinstance(mapped, VideoFrame)
+        return mapped.to_ndarray()
+
+
+def _tone_mapping(frame: VideoFrame) -> Graph:
+    graph = Graph()
+    try:
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
+        )
+        filters = [graph.add("scale", TONE_MAP), graph.add("format", "rgb24"), graph.add("buffersink")]
+        for each, following in zip([source, *filters], filters, strict=False):
+            each.link_to(following)
+        graph.configure()
+    except (ValueError, av.error.FFmpegError) as error:
+        raise InputError("this FFmpeg cannot tone-map; install a PyAV of version 17 or later") from error
+    return graph
 
 
 def _upright(rgb: np.ndarray[Any, Any], info: VideoInfo) -> np.ndarray[Any, Any]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from stages import decode_frames
 from stages.decode_frames import Spec
-from stages.media.video import VideoInfo, choose_size, parse_frames, probe, read_pictures, survey
+from stages.media.video import VideoInfo, choose_size, parse_frames, probe, read_pictures, step_for, survey
 from store.errors import InputError
 from tests.stages.clips import number_of, numbered, write_clip
 
@@ -558,3 +558,34 @@ def test_absurd_sizes_are_refused_before_any_picture_is_made(tmp_path: Path) -> 
         with pytest.raises(InputError, match=sentence):
             probe(path)
         assert getrusage(RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
+
+
+# Fewer frames per second
+
+
+@pytest.mark.parametrize(
+    ("rate", "fps", "step"),
+    [
+        (24, 24, 1),
+        (24, 12, 2),
+        (25, 5, 5),
+        (Fraction(30_000, 1001), 15, 2),
+        (Fraction(24_000, 1001), 12, 2),
+        (50, 25, 2),
+    ],
+)
+def test_a_rate_that_divides_the_clips_is_a_step(tmp_path: Path, rate: Fraction | int, fps: float, step: int) -> None:
+    assert step_for(fps, probe(write_clip(tmp_path / "clip.mp4", rate=rate))) == step
+
+
+@pytest.mark.parametrize(
+    ("fps", "sentence"),
+    [(12, "is no whole part of the clip's 30; take 10 or 15"), (60, "is above the clip's 30, and frames are not")],
+)
+def test_other_rates_are_refused_with_those_that_work(tmp_path: Path, fps: float, sentence: str) -> None:
+    info = probe(write_clip(tmp_path / "clip.mp4", rate=30))
+    with pytest.raises(InputError, match=sentence):
+        step_for(fps, info)
+    uneven = info.model_copy(update={"variable": True})
+    with pytest.raises(InputError, match="needs evenly spaced frames"):
+        step_for(15, uneven)
