@@ -304,8 +304,8 @@ CHANGES: dict[str, Any] = {
     "keyframe_offsets": 1, "attended_keyframes": 4, "blend": "sigmoid", "guidance_start": 0.5, "guidance_stop": 0.5,
     "guidance_rescale": 0.7,
     "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},), "cuts": "4",
-    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5, "mask_from": "cross-attention:a", "fps": 4.0,
-    "prompt_weighting": True,
+    "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5, "mask_from": "cross-attention:a",
+    "fps": 4.0, "prompt_weighting": True,
 }  # fmt: skip
 
 

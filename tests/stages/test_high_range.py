@@ -60,7 +60,7 @@ def test_a_high_range_is_told_and_mapped(tmp_path: Path, transfer: int, name: st
     luma = mapped[:, 1]
     assert (np.diff(luma) > 0).all(), "nothing is clipped: every step of light is still one"
     assert luma[0] <= 2 and luma[-1] > 200
-    assert np.abs(luma - plain[:, 1]).max() > 20, "the code values themselves are another picture"
+    assert np.abs(luma - plain[:, 1]).max() > 10, "the code values themselves are another picture"
 
 
 def test_reference_white_of_pq_is_bright_and_shadows_are_those_of_bt709(tmp_path: Path) -> None:
