@@ -148,7 +148,7 @@ def fill_at(place: Path, change: int) -> None:
 def file_size_limit(trial: Trial) -> int:
     """A limit on the size of one file."""
     largest = max(path.stat().st_size for path in trial.sample.rglob("*") if path.is_file())
-    for limit in (2000, largest // 2, largest - 1):
+    for limit in (2000, largest // 4, largest // 2):
         trial.clear()
         code, _, err = run(trial, lambda limit=limit: limit_files(limit))  # type: ignore[misc]
         expect(code == 2, f"a limit of {limit} ends with {code}: {err!r}")
