@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -10,10 +11,12 @@ from typing import Any
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
+from prefect.concurrency._asyncio import ConcurrencySlotAcquisitionError
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
-from flows.engine import EngineError
+from flows.engine import SECONDS_WITHOUT_SIGN, EngineError, answers
 from flows.plan import Node
 from flows.showing import sentence_of
 from flows.tasks import Session
@@ -73,7 +76,15 @@ class PrefectEngine:
     def _call(self, what: Task[..., Any], node: Node, title: str, *given: Any) -> State[Any]:
         named = what.with_options(name=node.stage, task_run_name=lambda: title, tags=self._tags(node))
         upstream = self._upstream(node)
-        return named(node.key.hex, *given, return_state=True, wait_for=upstream)
+        for last in (False, False, True):
+            try:
+                return named(node.key.hex, *given, return_state=True, wait_for=upstream)
+            except (
+                ConcurrencySlotAcquisitionError
+            ):  # asked of the server by tag, before the task begins: nothing was done
+                if last or not _answers_again():
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def _upstream(self, node: Node) -> list[State[Any]]:
         """The task runs a node stands on; an input without any (it is written by this very work) is looked through."""
@@ -88,6 +99,17 @@ class PrefectEngine:
         """The stage; and for a Prefect concurrency limit what runs the model says on which device."""
         device = set() if node.stage in ("decode_frames", "control_frames") else {self.plan.device}
         return {f"stage:{node.stage}"} | device
+
+
+def _answers_again() -> bool:
+    """Wait for a server that went away; False where it does not come back, or is this process's own."""
+    url = PREFECT_API_URL.value()
+    if url is None:
+        return False
+    deadline = time.monotonic() + SECONDS_WITHOUT_SIGN
+    while not (there := answers(url)) and time.monotonic() < deadline:
+        time.sleep(1)
+    return there
 
 
 def part_title(node: Node, dim: str | None = None, part: range | None = None) -> str:
