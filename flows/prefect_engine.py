@@ -79,9 +79,7 @@ class PrefectEngine:
         for last in (False, False, True):
             try:
                 return named(node.key.hex, *given, return_state=True, wait_for=upstream)
-            except (
-                ConcurrencySlotAcquisitionError
-            ):  # asked of the server by tag, before the task begins: nothing was done
+            except ConcurrencySlotAcquisitionError:  # asked by tag before a task begins: nothing was done
                 if last or not _answers_again():
                     raise
         raise AssertionError("the last try returns or raises")
