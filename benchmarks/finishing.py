@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 
 from benchmarks.placement import EDITS, OPTIONS, SETTINGS, clip_of
@@ -81,8 +82,8 @@ def main(
         keyframes, edited = preview(session)[0], edit(session)[0]["rgb"][:]
         frames, field, latents = (plan.find(node) for node in (plan.decode, plan.match, plan.invert))
         assert frames is not None and field is not None and latents is not None
-        source = frames["rgb"][:]
-        known = Known.of(clip, plan.decode.spec, source, session.backbone.decode(latents["clean_latents"][:]), choose())
+        source, clean = frames["rgb"][:], torch.from_numpy(latents["clean_latents"][:]).float()
+        known = Known.of(clip, plan.decode.spec, source, session.backbone.decode(clean), choose())
         held = {"field": field, "keyframe_edit": keyframes, "frames": frames}
         size = latents["clean_latents"].shape[-2:]
         rows += rows_of(known, edited, clip.prompts[0], held | {"latent_size": size}, [*session.backbone.layers])

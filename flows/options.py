@@ -6,7 +6,6 @@ They are those of `EditConfig` and `RuntimeConfig`, and `preset`; what nobody sa
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from .config import OF_PRESETS, EditConfig, RuntimeConfig, make_config, make_run
 from .controls import parse_controls
 from .presets import with_preset
 from .sidecar import read_sidecar, sidecar_file
+from .toml import read_toml
 
 Options = dict[str, Any]
 EDIT = ("preset", *EditConfig.model_fields)
@@ -118,14 +118,7 @@ def read_options(file: Path) -> Options:
 
     raises   InputError, one sentence, where it cannot be read or names an option that there is not
     """
-    try:
-        options = tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"--config {file} is not there; give a .toml file of options") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {file} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"--config {file} is not valid TOML: {error}") from None
+    options = read_toml(file, "--config", "a .toml file of options")
     for name in options:
         if name not in (*EDIT, *RUNTIME):
             raise InputError(f"--config {file}: no option {name!r}; have {', '.join((*EDIT, *RUNTIME))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from store.errors import InputError
 from store.schemas import Frozen
 
 from .config import EditConfig, make_config
+from .toml import read_toml
 
 Options = dict[str, JsonValue]
 """Options of `tf run` by name, such as keyframe_interval; an editor's own under editor_settings."""
@@ -98,14 +98,7 @@ class Suite(Frozen):
 
 def read_suite(file: Path) -> Suite:
     """The suite in a TOML file; InputError, one sentence with the place, where it cannot be used."""
-    try:
-        written = tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no suite {file}; give a .toml file, or a video") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"suite {file} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"suite {file} is not valid TOML: {error}") from None
+    written = read_toml(file, "suite", "a .toml file, or a video")
     settings = [_with_options(setting) for setting in _tables(written.get("settings", []), file, "settings")]
     if settings:
         written["settings"] = settings

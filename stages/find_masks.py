@@ -47,9 +47,7 @@ class Spec(Frozen):
 
 def outputs(spec: Spec, *, frames: Schema) -> Schema:
     """A mask per frame."""
-    count = frames.size("frame")
-    assert count is not None
-    return mask_schema(count, spec.height, spec.width)
+    return mask_schema(frames, spec.height, spec.width)
 
 
 def steps_read(timesteps: Sequence[int], trained: int) -> list[int]:

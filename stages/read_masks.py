@@ -43,9 +43,7 @@ class Spec(Frozen):
 
 def outputs(spec: Spec, *, frames: Schema) -> Schema:
     """A mask per frame."""
-    count = frames.size("frame")
-    assert count is not None
-    return mask_schema(count, spec.height, spec.width)
+    return mask_schema(frames, spec.height, spec.width)
 
 
 def mask_files(place: Path) -> list[Path]:

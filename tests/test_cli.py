@@ -580,7 +580,7 @@ def test_eval_measures_a_video_beside_its_baselines(tf: Tf) -> None:
 
 
 BAD_EVALUATIONS = {
-    "no suite": (["gone.toml"], "there is no suite gone.toml"),
+    "no suite": (["gone.toml"], "suite gone.toml is not there"),
     "option": (["suite.toml", "--steps", "3"], "--steps does not go with a suite; write it into suite.toml"),
     "setting": (["suite.toml", "--set", "feature=1"], "--set does not go with a suite"),
     "unknown": (["suite.toml"], "no option 'steeps'"),

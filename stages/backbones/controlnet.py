@@ -14,6 +14,7 @@ import torch
 
 from store.errors import InputError
 
+from .folders import save_whole
 from .layout import geometry, read_configs
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -91,9 +92,7 @@ def unpack_single_file(file: Path, model: Path, folder: Path) -> None:
         raise InputError(
             f"{file} cannot be read as a ControlNet for this model ({reason}); give it as a diffusers folder"
         ) from None
-    partial = folder.with_name(f"{folder.name}.part")
-    control.save_pretrained(partial, safe_serialization=True)
-    partial.rename(folder)
+    save_whole(control, folder)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from store.errors import InputError
 
@@ -114,8 +115,13 @@ def unpack_single_file(file: Path, folder: Path) -> None:
         raise InputError(
             f"checkpoint {file} cannot be read as Stable Diffusion ({reason}); convert it to a diffusers folder"
         ) from None
+    save_whole(pipeline, folder)
+
+
+def save_whole(model: Any, folder: Path) -> None:
+    """Write a diffusers pipeline or model to `folder`, which is there whole or not at all."""
     partial = folder.with_name(f"{folder.name}.part")
-    pipeline.save_pretrained(partial, safe_serialization=True)
+    model.save_pretrained(partial, safe_serialization=True)
     partial.rename(folder)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,11 +26,23 @@ def blocks_of(frames: int) -> list[range]:
 
 
 def rows(array: Array, step: int, frames: Sequence[int]) -> np.ndarray[Any, Any]:
-    """array[step, frames]: frames in any order, read in as few ranges as leave no block of frames between them out."""
+    """array[step, frames], of an array (timestep, frame, …), see `frames_of`."""
+    return _in_spans(lambda first, stop: array[step, first:stop], frames)
+
+
+def frames_of(array: Array, frames: Sequence[int]) -> np.ndarray[Any, Any]:
+    """array[frames], of an array (frame, …): in any order, each stored chunk read about once.
+
+    Read in as few ranges as leave no block of frames between them out.
+    """
+    return _in_spans(lambda first, stop: array[first:stop], frames)
+
+
+def _in_spans(read: Callable[[int, int], np.ndarray[Any, Any]], frames: Sequence[int]) -> np.ndarray[Any, Any]:
     ordered = sorted(set(frames))
     breaks = [0, *(n for n in range(1, len(ordered)) if ordered[n] - ordered[n - 1] > FRAMES_PER_BLOCK), len(ordered)]
     spans = [(ordered[first], ordered[last - 1] + 1) for first, last in pairwise(breaks)]
-    read = np.concatenate([array[step, start:stop] for start, stop in spans])
+    found = np.concatenate([read(start, stop) for start, stop in spans])
     place = {frame: row for row, frame in enumerate(f for start, stop in spans for f in range(start, stop))}
-    chosen: np.ndarray[Any, Any] = read[[place[frame] for frame in frames]]
-    return chosen
+    in_order: np.ndarray[Any, Any] = found[[place[frame] for frame in frames]]
+    return in_order

@@ -16,6 +16,7 @@ from torch import Tensor
 from store.schemas import Arrays
 
 from ..backbones import Backbone, Residuals
+from ..diffusion.chunks import frames_of
 
 
 class Controlling:
@@ -65,5 +66,4 @@ class Controlling:
         self._zeros = [residual.new_zeros(()) for residual in total[self.outermost :]]
 
     def _shown(self, number: int, frames: Sequence[int]) -> np.ndarray:
-        rgb = self.pictures[number]["rgb"]
-        return np.concatenate([rgb[frame : frame + 1] for frame in frames])
+        return frames_of(self.pictures[number]["rgb"], frames)

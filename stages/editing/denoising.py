@@ -31,7 +31,7 @@ from ..diffusion.attention import (
 )
 from ..diffusion.checks import NonFiniteLatents, finite
 from ..diffusion.choices import Solver
-from ..diffusion.chunks import blocks_of, rows
+from ..diffusion.chunks import blocks_of, frames_of, rows
 from ..diffusion.ddim import guided
 from ..diffusion.heaps import give_back_holes
 from ..diffusion.patching import Hook, patched
@@ -185,8 +185,7 @@ class Denoiser:
         if self.mask is None:
             return edited
         if step == len(self.timesteps):
-            clean = self.latents["clean_latents"]
-            source = np.concatenate([clean[frame : frame + 1] for frame in self.frames])
+            source = frames_of(self.latents["clean_latents"], self.frames)
         else:
             source = rows(self.latents["latents"], step, self.frames)
         return put_back(edited, self.backbone.to_device(source).float(), self._share.to(edited.device))
@@ -196,7 +195,8 @@ class Denoiser:
         """How much of each latent pixel of `frames` is edited (frame, 1, height, width)."""
         assert self.mask is not None, "there is a mask"
         size = self.latents["latents"].shape[-2:]
-        return torch.cat([in_latents(self.mask["mask"][frame : frame + 1], *size) for frame in self.frames])
+        some = [self.frames[block.start : block.stop] for block in blocks_of(len(self.frames))]
+        return torch.cat([in_latents(frames_of(self.mask["mask"], frames), *size) for frames in some])
 
     def _keyframes_of(self, step: int, now: Tensor, known: Array | None) -> Tensor:
         """Latents (keyframe, c, h, w) of the step's keyframes: among `now`, or `known` (timestep, support, c, h, w)."""
@@ -394,23 +394,18 @@ class Denoiser:
         elif self.reuse:
             forwards = self.reuse.reusing(frames, branches)
         text = conditions.text.repeat_interleave(len(latents), dim=0)
-        batch, timestep, strengths = (
-            latents.repeat(branches, 1, 1, 1),
-            self.timesteps[step],
-            conditions.control_strengths,
-        )
+        batch, timestep = latents.repeat(branches, 1, 1, 1), self.timesteps[step]
         if self.whole[step]:
+            strengths = conditions.control_strengths
             residuals = self.controlling.residuals(strengths, frames, batch, timestep, text)
         else:
             residuals = self.controlling.reused(frames, branches)
         with patched(self.backbone.unet, processors, hooks, forwards):
             noise = self.backbone.predict_noise(batch, timestep, text, residuals)
         parts = noise.unflatten(0, (branches, len(latents)))
-        return (
-            parts[0]
-            if branches == 1
-            else guided(parts[0], parts[1], conditions.guidance_scale, self.spec.guidance_rescale)
-        )
+        if branches == 1:
+            return parts[0]
+        return guided(parts[0], parts[1], conditions.guidance_scale, self.spec.guidance_rescale)
 
     def _reading(self, steps: range) -> Iterator[tuple[Stretch, SourceRead]]:
         """What the stretches of `steps` need of the disk, in order."""

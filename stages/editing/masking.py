@@ -19,14 +19,15 @@ from store.schemas import Schema, Variable
 from ..diffusion.chunks import FRAMES_PER_BLOCK
 
 
-def mask_schema(frames: int, height: int, width: int) -> Schema:
-    """mask (frame, height, width) uint8: 255 is edited, 0 keeps the source, and there is a soft edge between."""
-    chunk = min(frames, FRAMES_PER_BLOCK)
+def mask_schema(frames: Schema, height: int, width: int) -> Schema:
+    """mask (frame, height, width) uint8 for each of `frames`: 255 is edited, 0 keeps the source, the edge is soft."""
+    count = frames.size("frame")
+    assert count is not None
     variable = Variable(
         dims=("frame", "height", "width"),
-        shape=(frames, height, width),
+        shape=(count, height, width),
         dtype="uint8",
-        chunks=(chunk, height, width),
+        chunks=(min(count, FRAMES_PER_BLOCK), height, width),
         description="255: edited, 0: as in the source",
         compress=True,
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from store.errors import InputError
 from store.schemas import Arrays, Frozen
 
-from ..diffusion.chunks import rows
+from ..diffusion.chunks import frames_of, rows
 from ..diffusion.ddim import NoiseLevels, noised
 
 
@@ -123,9 +123,8 @@ def inverted(source: Source, step: int, frames: Sequence[int]) -> Tensor:
 def noised_alike(source: Source, step: int, frames: Sequence[int], seed: int) -> Tensor:
     """x_0 noised to the level of `step`, every frame with the same noise: different noise would flicker."""
     clean = source.latents["clean_latents"]
-    chosen = torch.stack([torch.from_numpy(clean[frame : frame + 1][0]).float() for frame in frames])
     noise = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(seed))
-    return noised(source.levels, chosen, noise, source.timesteps[step])
+    return noised(source.levels, torch.from_numpy(frames_of(clean, frames)).float(), noise, source.timesteps[step])
 
 
 def first_step_of(strength: float, steps: int) -> int:

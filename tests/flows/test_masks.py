@@ -46,7 +46,7 @@ def test_two_prompts_share_a_mask_and_the_source_is_outside_of_it(
     assert np.abs(ours[..., column:] - clean[..., column:]).max() > 1e-2
 
 
-def test_a_mask_is_named_by_its_pixels_not_by_its_file(plan: Plans, tmp_path: Path) -> None:
+def test_a_mask_is_named_by_its_bytes_not_by_its_path(plan: Plans, tmp_path: Path) -> None:
     one = plan(mask=drawn(tmp_path / "one.png")).nodes[-1].key
     assert plan(mask=drawn(tmp_path / "other.png")).nodes[-1].key == one
     assert plan(mask=drawn(tmp_path / "third.png", left=8)).nodes[-1].key != one
