@@ -6,6 +6,8 @@ Nothing here enters a key: an edit is the same whatever file it is written to.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -144,6 +146,35 @@ def quieten(codec: Codec) -> None:
     """Have an encoder's own library keep to errors on stderr; SVT-AV1 reads it from the environment."""
     if codec == "av1":
         os.environ.setdefault("SVT_LOG", "1")
+
+
+@contextmanager
+def scheduled_as_before() -> Iterator[None]:
+    """Give this process's threads back the scheduling that they had when the block began; new ones get the caller's.
+
+    Where root opens it, SVT-AV1 makes its own threads *and the caller* real-time (SCHED_FIFO, priority 99), for good and
+    for every process that is started later: on a machine of few cores nothing else runs until that process ends.
+    """
+    tasks = Path("/proc/self/task")
+    if not hasattr(os, "sched_setscheduler") or not tasks.is_dir():
+        yield
+        return
+    before = dict(_scheduling(tasks))
+    here = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread, now in _scheduling(tasks):
+            policy, param = before.get(thread, here)
+            if now[0] != policy:
+                with suppress(OSError):
+                    os.sched_setscheduler(thread, policy, param)
+
+
+def _scheduling(tasks: Path) -> Iterator[tuple[int, tuple[int, os.sched_param]]]:
+    for thread in map(int, os.listdir(tasks)):
+        with suppress(ProcessLookupError):  # it has ended
+            yield thread, (os.sched_getscheduler(thread), os.sched_getparam(thread))
 
 
 def _codec(path: Path, encoding: Encoding) -> Codec:

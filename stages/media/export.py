@@ -27,7 +27,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from av.video.stream import VideoStream
 from PIL import Image
 
-from stages.media.encoding import PIXEL_FORMATS, Encoding, Format, choose_format, quieten
+from stages.media.encoding import PIXEL_FORMATS, Encoding, Format, choose_format, quieten, scheduled_as_before
 from stages.media.palette import with_palette
 from stages.media.sound import PASSED_THROUGH, sound_packets
 from stages.media.video import EXACT, open_video, survey
@@ -259,6 +259,9 @@ def _picture_stream(
     if form.pixel_format.startswith("yuv"):
         context.colorspace, context.color_range = BT709, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    if form.codec == "av1":
+        with scheduled_as_before():
+            context.open()
     return stream
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,24 @@ def test_the_default_quality_is_the_one_that_is_named(tmp_path: Path) -> None:
         write_video(tmp_path / f"{name}.mp4", [frames(4)], **even(4), encoding=encoding)
     assert (tmp_path / "said.mp4").read_bytes() == (tmp_path / "not.mp4").read_bytes()
     assert choose_format(tmp_path / "a.mp4", Encoding()).options(in_order=False) == {"crf": "12"}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="a process is scheduled otherwise here")
+def test_no_codec_makes_the_process_real_time(tmp_path: Path) -> None:
+    """SVT-AV1 does, for root: everything else on the machine then waits for this process."""
+
+    def policies() -> set[int]:
+        return {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
+
+    before, during = policies(), set()
+
+    def blocks() -> Iterator[np.ndarray[Any, Any]]:
+        for block in (frames(4), frames(4)):
+            yield block
+            during.update(policies())
+
+    write_video(tmp_path / "a.mp4", blocks(), **even(8), encoding=Encoding(codec="av1"))
+    assert before == during == policies()
 
 
 # For sharing: GIF and WebP
