@@ -152,8 +152,8 @@ def quieten(codec: Codec) -> None:
 def scheduled_as_before() -> Iterator[None]:
     """Give this process's threads back the scheduling that they had when the block began; new ones get the caller's.
 
-    Where root opens it, SVT-AV1 makes its own threads *and the caller* real-time (SCHED_FIFO, priority 99), for good and
-    for every process that is started later: on a machine of few cores nothing else runs until that process ends.
+    Opened by root, SVT-AV1 makes its threads *and the caller* real-time (SCHED_FIFO, priority 99), and so every process
+    that is started later: on a machine of few cores nothing else runs until they end.
     """
     tasks = Path("/proc/self/task")
     if not hasattr(os, "sched_setscheduler") or not tasks.is_dir():
@@ -172,7 +172,8 @@ def scheduled_as_before() -> Iterator[None]:
 
 
 def _scheduling(tasks: Path) -> Iterator[tuple[int, tuple[int, os.sched_param]]]:
-    for thread in map(int, os.listdir(tasks)):
+    for task in tasks.iterdir():
+        thread = int(task.name)
         with suppress(ProcessLookupError):  # it has ended
             yield thread, (os.sched_getscheduler(thread), os.sched_getparam(thread))
 

@@ -112,7 +112,7 @@ def test_no_codec_makes_the_process_real_time(tmp_path: Path) -> None:
     """SVT-AV1 does, for root: everything else on the machine then waits for this process."""
 
     def policies() -> set[int]:
-        return {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
+        return {os.sched_getscheduler(int(task.name)) for task in Path("/proc/self/task").iterdir()}
 
     before, during = policies(), set()
 
