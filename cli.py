@@ -178,6 +178,12 @@ def edit_options(
     match_colours: Annotated[
         float, typer.Option(help="0 to 1: how far pictures are moved to the source's colours on the whole.")
     ] = 0.0,
+    decoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="An autoencoder with the same latents, such as a temporal one, to decode with."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     frames_per_pass: Annotated[
         int | None, typer.Option(help="Frames the model sees at once, memory only; as many as fit without it.")

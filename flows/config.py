@@ -180,6 +180,11 @@ class EditConfig(Frozen):
         "not at all", ge=0, le=1,
     )  # fmt: skip
 
+    decoder: Path | None = Field(
+        None, title="Decoder", description="folder of an autoencoder with the same latents, such as a temporal one, "
+        "that decodes the clip in the place of the model's own",
+    )  # fmt: skip
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, given: Any) -> Any:
@@ -215,6 +220,15 @@ class EditConfig(Frozen):
             raise ValueError("--mask and --mask-from both say what is edited; leave one out")
         if self.mask_from is not None and not re.fullmatch(MASK_FROM, self.mask_from):
             raise ValueError(f"--mask-from {self.mask_from!r} is not cross-attention:WORD, such as cross-attention:dog")
+        return self
+
+    @model_validator(mode="after")
+    def _one_look(self) -> EditConfig:
+        if self.decoder is not None and (self.deflicker or self.match_colours):
+            raise ValueError(
+                "--deflicker and --match-colours go by keyframes as the model's own decoder shows them; leave them "
+                "out, or --decoder"
+            )
         return self
 
     @model_validator(mode="after")

@@ -48,13 +48,14 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
     def propagate(part: range, scratch: Kept, **inputs: Artifact) -> Blocks:
         return propagate_tokens.run(
             edit_node.spec, part, edit=keyframe_node.spec, timesteps=plan.timesteps, backbone=session.backbone,
-            scratch=scratch, **_gathered(inputs),
+            scratch=scratch, decoder=session.decoder, cuts=plan.match.spec.cuts, **_gathered(inputs),
         )  # fmt: skip
 
     def together(part: range, put: Along, scratch: Kept, **inputs: Artifact) -> Blocks:
         return propagate_tokens.run_whole(
             edit_node.spec, part, edit=keyframe_node.spec, timesteps=plan.timesteps, backbone=session.backbone,
-            put_keyframes=put, editing_keyframes=put.working, scratch=scratch, **_gathered(inputs),
+            put_keyframes=put, editing_keyframes=put.working, scratch=scratch, decoder=session.decoder,
+            cuts=plan.match.spec.cuts, **_gathered(inputs),
         )  # fmt: skip
 
     prompts = (keyframe_node.spec.prompt, keyframe_node.spec.negative_prompt)

@@ -41,6 +41,7 @@ from store.store import Store
 
 from .config import EditConfig, RuntimeConfig
 from .controls import Control, find_annotator, find_control
+from .decoders import find_decoder
 from .masks import mask_key, mask_recipe
 from .models import ModelFiles, adapters_of, find_model, geometry_of, layout_of
 from .shots import SeenClip, parse_cuts, written_cuts
@@ -90,6 +91,7 @@ class Plan:
         self.video, self.video_key = known.info, known.key
         self.mask_key = known.mask_key or mask_key(config, store)
         self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
+        self.decoder = find_decoder(config.decoder, self.model, store) if config.decoder else None
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
         self.size = (size.width, size.height)
@@ -446,7 +448,7 @@ class Plan:
         return keyframes, self._node(
             "propagate_tokens",
             propagate_tokens.Spec(deflicker=config.deflicker, match_colours=config.match_colours),
-            {"keyframe_edit": keyframes.key.hex},
+            {"keyframe_edit": keyframes.key.hex, **({"decoder": self.decoder.key} if self.decoder else {})},
             prompt,
         )
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -265,6 +266,15 @@ class Session:
         """After something took the GPU's memory: what is tried again is done in smaller passes."""
         if self._backbone is not None:
             self._backbone.make_room()
+
+    @cached_property
+    def decoder(self) -> Any:
+        """What decodes the edit in the place of the model's own decoder; None where nothing does."""
+        if self.plan.decoder is None:
+            return None
+        from stages.backbones.decoders import load_decoder
+
+        return load_decoder(self.plan.decoder.folder, self.plan.device)
 
     def find(self, node: Node) -> Artifact | None:
         """The artifact of a node, counted as reused."""

@@ -4,8 +4,8 @@
     python -m pocket.train_temporal --run /tmp/pocket-temporal --out … --steps 600              # ended earlier
 
 An AutoencoderKLTemporalDecoder (Blattmann et al., arXiv 2311.15127, appendix D) of which only the decoder learns: the
-latents are those of the pocket model's own encoder. Pocket's autoencoder is an AutoencoderTiny, whose blocks are others,
-so that no weight of it can be taken over.
+latents are those of the pocket model's own encoder. Pocket's autoencoder is an AutoencoderTiny, whose blocks are
+others, so that no weight of it can be taken over.
 """
 
 import argparse

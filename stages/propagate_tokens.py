@@ -22,9 +22,10 @@ from torch import Tensor
 from store.schemas import Array, Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .backbones import Backbone
+from .backbones.decoders import Decoder
 from .backbones.layout import ModelLayout
 from .diffusion.chunks import FRAMES_PER_BLOCK, blocks_of
-from .diffusion.keyframes import neighbours
+from .diffusion.keyframes import neighbours, shots
 from .editing import passes
 from .editing.denoising import Denoiser, EditSpec, Picture, keyframe_pictures, latents_block
 from .editing.finishing import Finish
@@ -111,6 +112,7 @@ def run(
     spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
     timesteps: tuple[int, ...], backbone: Backbone, keyframe_edit: Arrays, frames: Arrays | None = None,
     scratch: Scratch = NOTHING_KEPT, controls: Sequence[Arrays] = (), mask: Arrays | None = None,
+    decoder: Decoder | None = None, cuts: Sequence[int] = (),
 ) -> Blocks:  # fmt: skip
     """Denoise the frames of some windows that are never keyframes, then decode them.
 
@@ -120,6 +122,8 @@ def run(
     scratch  where the newest step is kept, and that of a run that was stopped is found
     controls control images of each ControlNet: rgb (frame, height, width, channel) uint8
     mask     where it may be edited; everywhere without it
+    decoder  decodes all frames in the place of the backbone's own, keyframes too
+    cuts     frames at which a new shot begins: what decodes sees nothing across them
     yields   latents (frame, c, h, w) float32, rgb (frame, height, width, 3) uint8
     raises   NonFiniteLatents, naming the timestep and the first bad frame
     """
@@ -139,6 +143,9 @@ def run(
         clean = torch.cat([clean, moment.edited.cpu()])
     row = {frame: place for place, frame in enumerate([*known, *others])}
     edited = clean[[row[frame] for frame in part]]
+    if decoder is not None:
+        yield from _decoded_anew(part, edited, decoder, cuts)
+        return
     blocks = _blocks(part, edited, set(known), _rows_between(keyframe_edit["rgb"], first, last), backbone)
     if not spec.finishes:
         yield from blocks
@@ -159,7 +166,8 @@ def run_whole(
     spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
     timesteps: tuple[int, ...], backbone: Backbone, put_keyframes: Callable[[Block], None],
     editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, scratch: Scratch = NOTHING_KEPT,
-    controls: Sequence[Arrays] = (), mask: Arrays | None = None,
+    controls: Sequence[Arrays] = (), mask: Arrays | None = None, decoder: Decoder | None = None,
+    cuts: Sequence[int] = (),
 ) -> Blocks:  # fmt: skip
     """Like `run`, where the keyframe edit is not there yet: all frames at once, so that no joint pass is run twice.
 
@@ -183,6 +191,10 @@ def run_whole(
             put_keyframes(block)
             yield from block.values
 
+    if decoder is not None:
+        deque(pictures(), maxlen=0)  # the keyframes' artifact has them as the model itself shows them
+        yield from _decoded_anew(part, edited, decoder, cuts)
+        return
     yield from _blocks(part, edited, set(support), pictures(), backbone)
 
 
@@ -221,3 +233,18 @@ def _blocks(part: range, edited: Tensor, known: set[int], pictures: Iterator[Pic
         first = part[block.start]
         yield Block("latents", (first, 0, 0, 0), edited[block.start : block.stop].numpy())
         yield Block("rgb", (first, 0, 0, 0), rgb)
+
+
+def _decoded_anew(part: range, edited: Tensor, decoder: Decoder, cuts: Sequence[int]) -> Blocks:
+    """The artifact's blocks for the frames of `part`, all of them decoded by `decoder`.
+
+    What it sees together is of one shot and one window of the stage, whatever `part` is: bytes do not depend on it.
+    """
+    borders = sorted({*cuts, *range(0, part.stop, passes.WINDOW_FRAMES)})
+    runs = [range(max(0, run.start - part.start), run.stop - part.start) for run in shots(part.stop, borders)]
+    runs = [run for run in runs if run.stop > 0]
+    pictures = decoder.pictures(edited, runs)
+    for block in blocks_of(len(part)):
+        first = part[block.start]
+        yield Block("latents", (first, 0, 0, 0), edited[block.start : block.stop].numpy())
+        yield Block("rgb", (first, 0, 0, 0), np.stack([next(pictures) for _ in block]))

@@ -111,6 +111,16 @@ def control_folder(control: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def temporal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random temporal decoder of the tiny model's latents as a diffusers folder. Read only."""
+    from tests.tiny.models import make_temporal_decoder
+
+    folder = tmp_path_factory.mktemp("decoders") / "temporal"
+    make_temporal_decoder().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def short(backbone: StableDiffusion, tiny_folder: Path) -> Prepared:
     """Seven frames, two steps, in passes of 8: for what needs many edits."""
     from tests.tiny.method import moving_clip, prepare

@@ -316,12 +316,12 @@ def needed(name: str, value: object, control: Path) -> dict[str, Any]:
 
 
 def test_every_field_that_may_change_the_result_moves_a_key(
-    plan: Plans, other_model: Path, tmp_path: Path, clip: Path, control_folder: Path
+    plan: Plans, other_model: Path, tmp_path: Path, clip: Path, control_folder: Path, temporal_folder: Path
 ) -> None:
     lora, word = tmp_path / "lora.safetensors", tmp_path / "word.safetensors"
     save_file({"unet.lora_A.weight": torch.zeros(1)}, lora)
     save_file({"<cat>": torch.zeros(24)}, word)
-    apart = {"video", "model", "loras", "embeddings", "mask", "mask_feather"}
+    apart = {"video", "model", "loras", "embeddings", "mask", "mask_feather", "decoder"}
     assert set(CHANGES) | apart == set(EditConfig.model_fields)
     drawn = tmp_path / "mask.png"
     Image.new("L", (32, 32), 255).save(drawn)
@@ -333,6 +333,7 @@ def test_every_field_that_may_change_the_result_moves_a_key(
     plans |= {name: plan(**options) for name, options in masks.items()}
     plans |= {"video": plan(video=small_clip(tmp_path / "a.mp4", frames=8)), "model": plan(model=other_model)}
     plans |= {"loras": plan(loras=(str(lora),)), "embeddings": plan(embeddings=(str(word),))}
+    plans |= {"decoder": plan(decoder=temporal_folder)}
     last = {name: each.nodes[-1].key.hex for name, each in plans.items()} | {"": plan().nodes[-1].key.hex}
     assert len(set(last.values())) == len(last)
 

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from stages import edit_keyframes, editors, extract_tokens, invert_ddpm, invert_frames, match_tokens, propagate_tokens
+from stages.backbones.decoders import Decoder
 from stages.backbones.layout import ModelLayout, layout, read_configs
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion
 from stages.control_frames import canny
@@ -50,6 +51,8 @@ class Prepared:
     field: Held
     controls: Sequence[Held] = ()  # per ControlNet of the backbone its control images
     mask: Held | None = None  # where it may be edited; everywhere without it
+    decoder: Decoder | None = None  # in the place of the backbone's own
+    cuts: Sequence[int] = ()  # that it does not see across
 
     @property
     def frames(self) -> int:
@@ -170,7 +173,8 @@ def propagate(
         lambda part: propagate_tokens.run(
             own, part, edit=spec, keyframe_edit=keyframe_edit, latents=latents_for(prepared, spec),
             tokens=prepared.tokens, field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone,
-            scratch=scratch, controls=prepared.controls, mask=prepared.mask,
+            scratch=scratch, controls=prepared.controls, mask=prepared.mask, decoder=prepared.decoder,
+            cuts=prepared.cuts,
         ),
         [range(prepared.frames)] if parts is None else parts,
     )  # fmt: skip
@@ -184,7 +188,8 @@ def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Scratch
         lambda part: propagate_tokens.run_whole(
             own, part, edit=spec, latents=latents_for(prepared, spec), tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, put_keyframes=blocks.append,
-            scratch=scratch, controls=prepared.controls, mask=prepared.mask,
+            scratch=scratch, controls=prepared.controls, mask=prepared.mask, decoder=prepared.decoder,
+            cuts=prepared.cuts,
         ),
         [range(prepared.frames)],
     )  # fmt: skip

@@ -117,6 +117,25 @@ def make_vae(kind: str, **changes: Any) -> Any:
     return autoencoder.eval()
 
 
+def make_temporal_decoder(**changes: Any) -> Any:
+    """An AutoencoderKLTemporalDecoder with the latents of the 4× AutoencoderTiny, in which neighbours show.
+
+    As drawn, half of what a frame becomes is its own, and the other half hardly depends on its neighbours.
+    """
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKLTemporalDecoder(
+        **{
+            "block_out_channels": (32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 3, "latent_channels": 4,
+            "scaling_factor": 8.0,
+        } | changes
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        autoencoder.decoder.time_conv_out.weight *= 2
+    return autoencoder
+
+
 def make_scheduler() -> Any:
     """SD 1.5's noise, as a DDIMScheduler."""
     from diffusers import DDIMScheduler

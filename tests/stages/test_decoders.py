@@ -1,0 +1,164 @@
+"""Promises of a decoder in the place of the model's own: windows and parts do not show, cuts are not seen across."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages.backbones.decoders import OVERLAP, WINDOW, Decoder, autoencoder_folder, check_folder, load_decoder, windows
+from stages.backbones.stable_diffusion import StableDiffusion
+from stages.editing import passes
+from store.errors import InputError
+from tests.stages.test_resume import Memory, Stopped, Watched, equal
+from tests.tiny.method import Prepared, edit_at_once, edit_of_keyframes, edit_spec, moving_clip, prepare, propagate
+from tests.tiny.models import make_temporal_decoder, make_vae
+
+FRAMES = 21
+
+
+@pytest.fixture(scope="module")
+def decoder(temporal_folder: Path) -> Decoder:
+    return load_decoder(temporal_folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def latents() -> torch.Tensor:
+    """(21, 4, 4, 5), about as large as scaled latents are, each frame drawn anew."""
+    return torch.randn((FRAMES, 4, 4, 5), generator=torch.Generator().manual_seed(0))
+
+
+def decoded(decoder: Decoder, latents: torch.Tensor, *runs: range) -> np.ndarray[Any, Any]:
+    return np.stack([*decoder.pictures(latents, runs or [range(len(latents))])])
+
+
+def test_windows_cover_every_frame_and_overlap() -> None:
+    for frames in range(1, 40):
+        found = windows(frames, OVERLAP)
+        assert sorted({frame for window in found for frame in window}) == [*range(frames)]
+        assert all(len(window) <= WINDOW for window in found)
+        for before, after in pairwise(found):
+            assert before.stop - after.start == OVERLAP
+            assert len(after) > OVERLAP
+
+
+def test_one_window_is_what_diffusers_decodes(decoder: Decoder, latents: torch.Tensor) -> None:
+    some = latents[:WINDOW]
+    with torch.no_grad():
+        pixels = decoder.vae.decode(some / 8.0, num_frames=WINDOW).sample.clamp(-1, 1)
+    expected = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(decoded(decoder, some), expected)
+
+
+def test_a_frame_depends_on_its_neighbours_but_not_across_a_cut(decoder: Decoder, latents: torch.Tensor) -> None:
+    other = latents.clone()
+    other[7:] = -other[7:]
+    cut = range(7), range(7, FRAMES)
+    assert not np.array_equal(decoded(decoder, latents)[6], decoded(decoder, other)[6])
+    assert np.array_equal(decoded(decoder, latents, *cut)[:7], decoded(decoder, other, *cut)[:7])
+
+
+def test_a_constant_clip_shows_no_window(decoder: Decoder, latents: torch.Tensor) -> None:
+    """Where windows are faded into each other, neighbours differ by no more than beside."""
+    rgb = decoded(decoder, latents[:1].repeat(30, 1, 1, 1)).astype(float)
+    change = np.abs(np.diff(rgb, axis=0)).mean((1, 2, 3))
+    inside = np.abs(np.diff(decoded(decoder, latents[:1].repeat(WINDOW, 1, 1, 1)).astype(float), axis=0)).mean(
+        (1, 2, 3)
+    )
+    assert change.max() <= inside.max() + 1
+
+
+def test_a_decoder_of_pictures_takes_each_by_itself(latents: torch.Tensor) -> None:
+    vae = make_vae("tiny")
+    with torch.no_grad():
+        pixels = vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
+    expected = ((pixels + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(decoded(Decoder(vae, "cpu"), latents), expected, atol=0.51)
+
+
+@pytest.fixture(scope="module")
+def long(backbone: StableDiffusion, tiny_folder: Path, decoder: Decoder) -> Prepared:
+    known = prepare(backbone, tiny_folder, moving_clip(FRAMES), steps=2, keyframe_interval=8, cuts=(5,))
+    return replace(known.in_passes_of(5), decoder=decoder, cuts=(5,))
+
+
+@pytest.fixture
+def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "WINDOW_FRAMES", 16)
+
+
+def test_an_edit_has_the_same_bytes_however_it_is_divided_or_stopped(
+    long: Prepared, decoder: Decoder, short_windows: None
+) -> None:
+    spec = edit_spec(guidance_scale=1)
+    keyframes, at_once = edit_at_once(long, spec)
+    assert equal(propagate(long, spec, keyframes), at_once)
+    assert equal(propagate(long, spec, keyframes, parts=[range(16, 21), range(16)]), at_once)
+    model, watched = Watched.of(long)
+    model.limit, scratch = 3, Memory()
+    with pytest.raises(Stopped):
+        propagate(watched, spec, keyframes, scratch)
+    model.limit = None
+    assert equal(propagate(watched, spec, keyframes, scratch), at_once)
+    edited = torch.from_numpy(at_once["latents"])
+    assert np.array_equal(at_once["rgb"], decoded(decoder, edited, range(5), range(5, 16), range(16, 21)))
+    assert not np.array_equal(at_once["rgb"][:5], decoded(decoder, edited)[:5]), "seen across the cut"
+    own = edit_of_keyframes(replace(long, decoder=None), spec)
+    assert equal(own, keyframes), "of the model's own decoder"
+
+
+# what fits
+
+
+def test_a_folder_that_fits_and_a_pipeline_that_holds_it(
+    temporal_folder: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    check_folder(temporal_folder, tiny_folder)
+    check_folder(autoencoder_folder(tiny_folder), tiny_folder)
+    (tmp_path / "model_index.json").write_text("{}")
+    shutil.copytree(temporal_folder, tmp_path / "vae")
+    assert autoencoder_folder(tmp_path) == tmp_path / "vae"
+    check_folder(tmp_path / "vae", tiny_folder)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "channels": ({"latent_channels": 8}, "it decodes 8 channels, and the model's latents have 4"),
+    "scale": ({"scaling_factor": 0.18215}, "its scaling factor is 0.18215, and the model's 8"),
+    "size": (
+        {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2},
+        "its pictures are 2 times as large as latents, and the model's 4 times",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_decoder_of_other_latents_is_refused(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    changes, said = WRONG[name]
+    make_temporal_decoder(**changes).save_pretrained(tmp_path / "other")
+    refused(tmp_path / "other", tiny_folder, said)
+
+
+def test_what_is_no_decoder_is_refused(temporal_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    refused(tmp_path, tiny_folder, "has no config.json")
+    refused(tiny_folder / "unet", tiny_folder, "holds a UNet2DConditionModel, which is not supported; have Auto")
+    folder = shutil.copytree(temporal_folder, tmp_path / "broken")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(folder, tiny_folder, "are damaged")
+    weights.unlink()
+    refused(folder, tiny_folder, "has no diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"})[:-1])
+    refused(folder, tiny_folder, "is not valid JSON")
+
+
+def refused(folder: Path, model: Path, said: str) -> None:
+    with pytest.raises(InputError, match=said) as raised:
+        check_folder(folder, model)
+    assert "\n" not in str(raised.value)
