@@ -42,7 +42,7 @@ class TemporalRecipe:
     save_every: int = 100
 
 
-TINY = TemporalRecipe(size=32, clips=2, frames=4, window=2, steps=2, batch=1, save_every=1)
+TINY = TemporalRecipe(size=32, clips=2, frames=4, window=2, steps=16, batch=1, save_every=8)
 """A recipe of seconds, which learns nothing: for trying the machinery."""
 
 
