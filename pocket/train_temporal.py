@@ -10,6 +10,7 @@ others, so that no weight of it can be taken over.
 
 import argparse
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,12 @@ def train_temporal(
     torch.manual_seed(recipe.seed)
     temporal: Any = new_temporal(pipeline).train().requires_grad_(False)
     temporal.decoder.requires_grad_(True)
-    pictures, latents = _data(pipeline, recipe)
-    factor = recipe.size // latents.shape[-1]
+    data = cache(lambda: _data(pipeline, recipe))  # a run that has come to its end needs none
 
     def loss_of(generator: torch.Generator) -> Tensor:
         """Quarters of the frames of several clips; at one step in four whole frames of one, as they are decoded."""
+        pictures, latents = data()
+        factor = recipe.size // latents.shape[-1]
         whole = float(torch.rand(1, generator=generator)) < 0.25
         side = latents.shape[-1] if whole else latents.shape[-1] // 2
         z, truth = [], []
