@@ -67,7 +67,7 @@ STAGES_BESIDE: Mapping[str, Any] = {
 }
 """Stages that not every run has."""
 BLACK = (0, 0, 0)
-WHOLE_AREA = 1920 * 1088  # pixels; what an autoencoder takes for larger frames, docs/clips.md has
+WHOLE_AREA = 1920 * 1088  # pixels; above it the autoencoder works in tiles
 GUIDANCE_SCALE = 7.5  # as in the paper, where neither the user nor the model says otherwise
 
 

@@ -145,10 +145,12 @@ class StableDiffusion:
     def tile(self, wanted: bool) -> None:
         """Have the autoencoder work on tiles that overlap, frame by frame, or on whole frames.
 
-        Memory is then that of a tile. Pixels differ: each tile is normalised on its own, and their borders are blended
-        (docs/clips.md has how much).
+        Memory is then that of a tile. Pixels differ: each tile is normalised on its own, and their borders are blended.
         """
         if wanted:
+            if hasattr(self.vae, "spatial_scale_factor"):  # AutoencoderTiny takes it for 8 whatever its levels are
+                self.vae.spatial_scale_factor = self.pipeline.vae_scale_factor
+                self.vae.tile_latent_min_size = self.vae.tile_sample_min_size // self.pipeline.vae_scale_factor
             self.vae.enable_tiling()
             self.vae.enable_slicing()
         else:

@@ -19,7 +19,8 @@ from .video import Clip, VideoInfo, pictures_at
 
 FRAMES_SEEN = 12  # spread over the clip
 BLACK = 20  # of 255: what codecs leave of black bars is below
-EDGE = 24  # of 255: the picture's outermost line is brighter than the bar somewhere by this, in some frame
+EDGE = 24  # of 255: the picture's outermost line is brighter than that somewhere by this, in some frame
+SMEARED = 3  # lines of a bar at its edge, into which codecs smear the picture
 SMALLEST_SHARE = 0.02  # of a side, for each bar; less is dirt at the border
 LARGEST_SHARE = 0.35
 UNEQUAL = 2  # pixels by which two bars of a pair may differ
@@ -104,8 +105,8 @@ def find_bars(clip: Clip) -> Bars | None:
     top, right, bottom, left = (_dark_lines(brightest, side) for side in range(4))
     shown = clip.info.width, clip.info.height
     high, wide = shown[1] / brightest.shape[0], shown[0] / brightest.shape[1]
-    top, bottom = _in_doubt(round(top * high), round(bottom * high), shown[1])
-    left, right = _in_doubt(round(left * wide), round(right * wide), shown[0])
+    top, bottom = _sure(round(top * high), round(bottom * high), shown[1])
+    left, right = _sure(round(left * wide), round(right * wide), shown[0])
     if not top + bottom + left + right:
         return None
     return Bars(top=top, right=right, bottom=bottom, left=left, width=shown[0], height=shown[1])
@@ -115,9 +116,10 @@ def _dark_lines(brightest: Rgb, side: int) -> int:
     """Black lines at a side (0 top, 1 right, 2 bottom, 3 left) that end in an edge; 0 where they fade."""
     lines = np.rot90(brightest, side)
     levels = lines.max(axis=1).astype(int)
-    dark = int(np.argmax(levels > BLACK)) if (levels > BLACK).any() else 0
-    within = levels[dark : dark + 2].max() if dark else 0  # codecs smear an edge over a line
-    return dark if dark and within - levels[:dark].max() >= EDGE and _is_wide(lines[dark : dark + 2]) else 0
+    lit = levels > BLACK + EDGE
+    dark = int(np.argmax(lit)) if lit.any() else 0
+    clean = max(dark - SMEARED, 0)
+    return dark if clean and levels[:clean].max() <= BLACK and _is_wide(lines[dark : dark + 2]) else 0
 
 
 def _is_wide(lines: Rgb) -> bool:
@@ -125,7 +127,8 @@ def _is_wide(lines: Rgb) -> bool:
     return bool((lines.max(axis=0) > BLACK).mean() >= 0.25)
 
 
-def _in_doubt(first: int, second: int, side: int) -> tuple[int, int]:
-    """The two bars of a pair; none where they differ, or are too narrow or too wide to be bars."""
+def _sure(first: int, second: int, side: int) -> tuple[int, int]:
+    """The two bars of a pair, both as wide as the wider; none where they differ, or are too narrow or too wide."""
+    widest = max(first, second)
     sure = abs(first - second) <= UNEQUAL and min(first, second) >= max(2, SMALLEST_SHARE * side)
-    return (first, second) if sure and max(first, second) <= LARGEST_SHARE * side else (0, 0)
+    return (widest, widest) if sure and widest <= LARGEST_SHARE * side else (0, 0)

@@ -13,6 +13,7 @@ import torch
 from stages import decode_frames
 from stages.backbones.stable_diffusion import StableDiffusion
 from stages.decode_frames import Spec
+from stages.measures.frames import psnr
 from stages.media.letterbox import Bars, find_bars, parse_bars, with_bars
 from stages.media.video import VideoInfo, frames_at, pictures_at, probe, survey
 from store.errors import InputError
@@ -40,7 +41,7 @@ def size_of(info: VideoInfo) -> dict[str, int]:
     ("rate", "fps", "taken"),
     [
         (30, "12", [0, 2, 5, 7, 10, 12, 15, 17, 20, 22]),
-        (NTSC, "15", [0, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23]),
+        (NTSC, "12", [0, 2, 5, 7, 10, 12, 15, 17, 19, 22, 24]),
         (25, "24", [n for n in range(25) if n != 24]),
         (24, "9.6", [0, 2, 5, 7, 10, 12, 15, 17, 20, 22]),
     ],
@@ -79,7 +80,7 @@ def test_the_clock_of_the_new_rate_begins_with_the_first_frame_that_is_wanted(tm
 
 def test_a_rate_that_leaves_nothing_out_is_refused(tmp_path: Path) -> None:
     clip = survey(write_clip(tmp_path / "clip.mkv", frames=4, ticks=[0, 100, 300, 350], time_base=MS))
-    with pytest.raises(InputError, match="--fps 60 is above the clip's .* frames are not invented; leave it out"):
+    with pytest.raises(InputError, match=r"--fps 60 is above the clip's .* frames are not invented; leave it out"):
         frames_at(Fraction(60), clip.info, clip.times, 0, 4)
 
 
@@ -90,7 +91,7 @@ def test_single_frames_are_found_without_reading_all(tmp_path: Path) -> None:
 
 # Black bars
 
-LIT = np.random.default_rng(0).integers(60, 200, (6, 64, 96, 3), dtype=np.uint8)
+LIT = np.random.default_rng(0).integers(60, 200, (6, 8, 12, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
 
 
 def barred(bars: tuple[int, int, int, int]) -> list[np.ndarray[Any, Any]]:
@@ -115,15 +116,11 @@ def test_bars_are_found_in_what_an_encoder_leaves_of_them(
 @pytest.mark.parametrize(
     "change",
     [
-        lambda rgb: rgb[2:].__setitem__((slice(None), slice(0, 8)), 90) or rgb,  # lit later
-        lambda rgb: np.concatenate([rgb[:, :16], rgb[:, 16:-16], rgb[:, -12:]], axis=1),  # not of one width
-        lambda rgb: np.clip(rgb.astype(int) + 60 * (rgb == 0), 0, 255).astype(np.uint8),  # not black
-        lambda rgb: rgb * 0,  # nothing but black
-        lambda rgb: (
-            np.where(np.arange(96)[:, None] < 14, rgb, 0).transpose(0, 1, 2, 3)
-            if False
-            else rgb * (np.abs(np.arange(96) - 48) / 48 < 0.02)[None, None, :, None]
-        ),  # a lone line of light
+        lambda rgb: np.concatenate([rgb[:2], np.where(rgb[2:], rgb[2:], 90)]),
+        lambda rgb: rgb[:, :-6],
+        lambda rgb: np.where(rgb, rgb, 60),
+        lambda rgb: rgb * 0,
+        lambda rgb: rgb * (abs(np.arange(96) - 48) < 2)[:, None],
     ],
     ids=["lit later", "unequal", "not black", "all black", "a line"],
 )
@@ -173,20 +170,22 @@ def test_a_colour_of_ones_own_lies_under_what_is_transparent(tmp_path: Path) -> 
 # Tiles
 
 
-@pytest.mark.parametrize("size", [(32, 32), (96, 64)])
-def test_a_tiled_autoencoder_gives_the_picture_of_the_whole_one(
-    backbone: StableDiffusion, size: tuple[int, int]
-) -> None:
-    """Frames no larger than a tile come out bit-equal; larger ones with other pixels, of the same shape."""
-    rgb = np.random.default_rng(1).integers(0, 255, (2, size[1], size[0], 3), dtype=np.uint8)
+def test_a_tiled_autoencoder_gives_nearly_the_picture_of_the_whole_one(backbone: StableDiffusion) -> None:
+    rgb = np.random.default_rng(1).integers(0, 255, (2, 12, 20, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    vae = backbone.vae
     with torch.no_grad():
         whole = backbone.encode(rgb)
-        backbone.tile(True)
+        one_tile = vae.tile_sample_min_size
         try:
-            tiled = backbone.encode(rgb)
-            again = backbone.decode(tiled)
+            backbone.tile(True)
+            assert torch.allclose(backbone.encode(rgb), whole, atol=1e-5), "a frame that fits one tile is as without"
+            vae.tile_sample_min_size = 64
+            backbone.tile(True)
+            tiled, again = backbone.encode(rgb), backbone.decode(whole)
         finally:
+            vae.tile_sample_min_size = one_tile
             backbone.tile(False)
-        assert torch.equal(backbone.encode(rgb), whole), "it works on whole frames again"
-    assert tiled.shape == whole.shape and again.shape == rgb.shape
-    assert torch.equal(tiled, whole) == (size == (32, 32))
+        assert torch.equal(backbone.encode(rgb), whole), "and whole frames are again whole"
+        assert not torch.equal(tiled, whole)
+        assert (tiled - whole).abs().mean() < 0.05 * whole.abs().mean()
+        assert psnr(again, backbone.decode(whole)) > 40
