@@ -188,4 +188,4 @@ def test_a_tiled_autoencoder_gives_nearly_the_picture_of_the_whole_one(backbone:
         assert torch.equal(backbone.encode(rgb), whole), "and whole frames are again whole"
         assert not torch.equal(tiled, whole)
         assert (tiled - whole).abs().mean() < 0.05 * whole.abs().mean()
-        assert psnr(again, backbone.decode(whole)) > 40
+        assert psnr(again, backbone.decode(whole)).min() > 30
