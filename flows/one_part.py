@@ -50,7 +50,7 @@ def given(plan: Plan) -> dict[str, Any]:
 
     # The device and the cuts are decided where the run is: workers that decide for themselves might disagree.
     runtime = plan.runtime.model_copy(update={"device": plan.device, "runner": "here", "address": None})
-    cuts = written_cuts(plan.match.spec.cuts, plan.decode.spec)
+    cuts = written_cuts(plan.match.spec.cuts, plan.taken)
     return {
         "threads": torch.get_num_threads(),  # the last bits of a sum depend on how many there are
         "config": plan.config.model_copy(update={"cuts": cuts}).model_dump(mode="json"),
