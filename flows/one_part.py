@@ -56,7 +56,9 @@ def given(plan: Plan) -> dict[str, Any]:
         "config": plan.config.model_copy(update={"cuts": cuts}).model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
         "store": plan.store.place,
-        "video": KnownVideo(key=plan.video_key, info=plan.video, mask_key=plan.mask_key).model_dump(mode="json"),
+        "video": KnownVideo(
+            key=plan.video_key, info=plan.video, mask_key=plan.mask_key, bars=plan.decode.spec.bars
+        ).model_dump(mode="json"),
     }
 
 
