@@ -94,11 +94,25 @@ def edit_options(
         str | None, typer.Option(metavar="START:STOP[:STEP]", help="Which frames; all without it.")
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(help="Frames per second to edit, of those there are; length and sound stay.")
+        float | None, typer.Option(help="Frames per second to edit, of those there are; times, length and sound stay.")
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Frame size; as large as the source without it.")
     ] = None,
+    letterbox: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|keep|T,R,B,L",
+            help="Black bars: cut off for the edit where they are found, edited along, or of so many pixels.",
+        ),
+    ] = "auto",
+    background_colour: Annotated[
+        str, typer.Option(metavar="COLOUR", help="Under what is transparent: a name such as white, or #RRGGBB.")
+    ] = "black",
+    vae_tiling: Annotated[
+        str,
+        typer.Option(metavar="auto|on|off", help="Encode and decode frames in tiles, for less memory; auto: large."),
+    ] = "auto",
     preset: Annotated[
         str, typer.Option(metavar="NAME", help="fast, balanced or best: options that were not given take its values.")
     ] = "balanced",

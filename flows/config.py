@@ -104,11 +104,24 @@ class EditConfig(Frozen):
     )  # fmt: skip
     fps: float | None = Field(
         None, title="Frames per second", gt=0, le=1000,
-        description="edited, of those that the video has; the clip keeps its length and sound; all without it",
+        description="edited, of those that the video has; the clip keeps times, length and sound; all without it",
     )  # fmt: skip
     size: str | None = Field(
         None, title="Size", description="WIDTHxHEIGHT in pixels, such as 512x512; as large as the source without it",
         json_schema_extra={"pattern": r"^\d+x\d+$", "examples": ["512x512"]},
+    )  # fmt: skip
+    letterbox: str = Field(
+        "auto", title="Letterbox", description="auto: black bars that are found are cut off, and put back on the clip; "
+        "keep: they are edited along; or TOP,RIGHT,BOTTOM,LEFT in pixels",
+        json_schema_extra={"pattern": r"^(auto|keep|\d+,\d+,\d+,\d+)$", "examples": ["auto", "60,0,60,0"]},
+    )  # fmt: skip
+    background_colour: str = Field(
+        "black", title="Background colour", description="under what is transparent: a name such as white, or #RRGGBB",
+        max_length=40,
+    )  # fmt: skip
+    vae_tiling: Literal["auto", "on", "off"] = Field(
+        "auto", title="Tiled autoencoder", description="frames are encoded and decoded in tiles, which takes less "
+        "memory; auto: those above 1080p",
     )  # fmt: skip
     steps: int = Field(50, title="Steps", description="denoising steps of the edit", ge=1, le=1000)
     inversion_steps: int | None = Field(

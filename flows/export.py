@@ -14,6 +14,7 @@ import numpy as np
 from stages.diffusion.chunks import blocks_of
 from stages.media.encoding import Encoding, choose_format
 from stages.media.export import DEFAULT, Written, check_output, write_video
+from stages.media.letterbox import with_bars
 from stages.media.sheets import contact_sheet, save_png
 from stages.media.video import read_pictures, survey
 from store.artifact import Artifact
@@ -85,7 +86,7 @@ def export_edit(
     """Write an edited clip with the source's times, and its sound where `source` is there."""
     return write_video(
         file,
-        Pictures(edit),
+        Pictures(edit, frames.attrs.get("bars")),
         pts=frames["pts"][:],
         durations=frames["duration"][:],
         fps=str(frames.attrs["average_fps"]),
@@ -98,12 +99,14 @@ def export_edit(
 
 @dataclass(frozen=True)
 class Pictures:
-    """The frames of an artifact in blocks, as often as they are asked for."""
+    """The frames of an artifact in blocks, as often as they are asked for; between black bars where it had some."""
 
     artifact: Artifact
+    bars: Any = None
 
     def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
-        return rgb_blocks(self.artifact)
+        blocks = rgb_blocks(self.artifact)
+        return (with_bars(rgb, self.bars) for rgb in blocks) if self.bars else blocks
 
 
 def clip_hash(store: Store, clip: Path) -> str:

@@ -13,9 +13,9 @@ from .config import MOST_PROMPTS, EditConfig, Prompt, editor_names, plain_fields
 from .presets import Preset
 
 PREPARING = (
-    "video", "model", "loras", "embeddings", "prompt_weighting", "source_prompt", "frames", "size", "steps",
-    "inversion_steps", "inversion_evaluations", "solver", "seed", "keyframe_interval", "keyframe_offsets", "blend",
-    "cuts", "keyframe_placement",
+    "video", "model", "loras", "embeddings", "prompt_weighting", "source_prompt", "frames", "size", "letterbox",
+    "background_colour", "vae_tiling", "steps", "inversion_steps", "inversion_evaluations", "solver", "seed",
+    "keyframe_interval", "keyframe_offsets", "blend", "cuts", "keyframe_placement",
 )  # fmt: skip
 
 _FIELDS: dict[str, Any] = {

@@ -32,7 +32,10 @@ def mask_recipe(plan: Plan, latent_pixel: int) -> tuple[str, MaskSpec, dict[str,
     feather = latent_pixel if config.mask_feather is None else config.mask_feather
     if config.mask is not None:
         assert plan.mask_key is not None, "a mask that is drawn has a key"
-        drawn = read_masks.Spec(start=decode.spec.start, step=decode.spec.step, feather=feather, **size)
+        taken = tuple(plan.taken) if decode.spec.fps else None
+        drawn = read_masks.Spec(
+            start=decode.spec.start, step=decode.spec.step, taken=taken, bars=decode.spec.bars, feather=feather, **size
+        )  # fmt: skip
         return "read_masks", drawn, {"mask": plan.mask_key, "frames": decode.key.hex}
     if config.mask_from is not None:
         words = config.mask_words

@@ -6,12 +6,16 @@ model in memory. Shapes do depend on the decoded clip: until it is there, its fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from PIL import ImageColor
+from pydantic import JsonValue
 
 from stages import (
     control_frames,
@@ -31,7 +35,8 @@ from stages.diffusion.chunks import FRAMES_PER_BLOCK
 from stages.diffusion.ddim import inversion_timesteps, timesteps
 from stages.diffusion.keyframes import adaptive_starts
 from stages.editing.resuming import STATES_KEPT
-from stages.media.video import choose_size, parse_frames, step_for
+from stages.media.letterbox import Bars, parse_bars
+from stages.media.video import OVER_BLACK, Colour, choose_size, parse_frames, step_for, survey
 from store.artifact import Artifact
 from store.errors import InputError
 from store.keys import ArtifactKey
@@ -62,6 +67,8 @@ STAGES_BESIDE: Mapping[str, Any] = {
     "find_masks": find_masks,
 }
 """Stages that not every run has."""
+BLACK = (0, 0, 0)
+WHOLE_AREA = 1920 * 1088  # pixels; above it the autoencoder works in tiles
 GUIDANCE_SCALE = 7.5  # as in the paper, where neither the user nor the model says otherwise
 
 
@@ -93,9 +100,14 @@ class Plan:
         self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         self.decoder = find_decoder(config.decoder, self.model, store) if config.decoder else None
         geometry = geometry_of(self.model, store)
-        size = choose_size(self.video, geometry.multiple, config.size)
+        bars = self._bars(known.bars)
+        shown = (self.video.width, self.video.height) if bars is None else bars.inside
+        picture = self.video.model_copy(update={"width": shown[0], "height": shown[1]})
+        size = choose_size(picture, geometry.multiple, config.size)
         self.size = (size.width, size.height)
-        self.notes += [*self.video.notes, *([size.sentence] if size.sentence else [])]
+        background = self._background()
+        self.notes += [*(note for note in self.video.notes if note != OVER_BLACK or background == BLACK)]
+        self.notes += [size.sentence] if size.sentence else []
         if self.model.pickled:
             self.notes.append(
                 f"the weights of {config.model} are pickled, and opened because of --allow-pickle: torch is told to "
@@ -117,8 +129,7 @@ class Plan:
                 raise InputError(
                     f"--fps {config.fps:g} and the STEP of --frames {config.frames} both thin out; say one"
                 )
-            step = step_for(config.fps, self.video)
-        self.expected_frames = len(range(start, self.video.frames if stop is None else stop, step))
+            step = step_for(config.fps, self.video) or 1
         if stop == self.video.declared_frames:
             stop = None  # to the end: the same frames under the same key, said or not
         self.decode = self._node(
@@ -130,9 +141,13 @@ class Plan:
                 width=size.width,
                 height=size.height,
                 tone_map=self.video.hdr is not None,
+                fps=self._thinned_to(),
+                bars=bars,
+                background=background,
             ),
             {"video": self.video_key},
         )
+        self.taken = self._taken()
         self.invert = self._node(
             "invert_frames",
             invert_frames.Spec(
@@ -141,6 +156,7 @@ class Plan:
                 num_inversion_steps=config.inversion_steps or config.steps,
                 evaluations=config.inversion_evaluations,
                 solver=config.solver,
+                tiled=self._is_tiled(),
             ),
             {"frames": self.decode.key.hex, "model": self.model.key},
         )
@@ -172,6 +188,18 @@ class Plan:
         self.noise = self._noise()
         self.controls = ControlPlan(self)
         self.edits = [self._edit(prompt, editor) for prompt in dict.fromkeys(config.prompts)]
+
+    @property
+    def expected_frames(self) -> int:
+        """Frames of the clip, as far as is known before they are decoded."""
+        return len(self.taken)
+
+    @property
+    def clip_size(self) -> tuple[int, int]:
+        """(width, height) of the clip: of the edit, and of black bars around it."""
+        spec = self.decode.spec
+        top, right, bottom, left = spec.bars.around(*self.size) if spec.bars else (0, 0, 0, 0)
+        return self.size[0] + left + right, self.size[1] + top + bottom
 
     @property
     def source(self) -> Path | None:
@@ -397,18 +425,82 @@ class Plan:
         frames = [self.decode] if node.spec.match_colours else []
         return [*frames, *source, next(keyframes for keyframes, edit in self.edits if edit is node)]
 
+    def _bars(self, found: Bars | None) -> Bars | None:
+        """Black bars that are cut off, which is said."""
+        asked = self.config.letterbox
+        if asked == "keep" or (asked == "auto" and found is None):
+            return None
+        bars = found if asked == "auto" else parse_bars(asked, self.video)
+        assert bars is not None
+        if bars.inside == (self.video.width, self.video.height):
+            return None
+        why = "found; --letterbox keep edits them along" if asked == "auto" else "as asked"
+        self.notes.append(
+            f"black bars are cut off for the edit and put back on the clip: {bars.words()} pixels at top, right, "
+            f"bottom, left ({why})"
+        )
+        return bars
+
+    def _background(self) -> Colour:
+        """What is laid under transparent parts; black where there are none."""
+        asked = self.config.background_colour
+        try:
+            red, green, blue = ImageColor.getrgb(asked)[:3]
+        except ValueError:
+            raise InputError(
+                f"--background-colour {asked!r} is no colour; say a name such as white, or #RRGGBB such as #20a040"
+            ) from None
+        if (red, green, blue) == BLACK or self.video.has_alpha:
+            return red, green, blue
+        self.notes.append(f"--background-colour {asked} shows nowhere: this video has no transparency")
+        return BLACK
+
+    def _is_tiled(self) -> bool:
+        asked = self.config.vae_tiling
+        tiled = asked == "on" or (asked == "auto" and self.size[0] * self.size[1] > WHOLE_AREA)
+        if tiled and asked == "auto":
+            self.notes.append(
+                f"frames of {self.size[0]}×{self.size[1]} are encoded and decoded in tiles, for less memory; "
+                "--vae-tiling off does not"
+            )
+        return tiled
+
+    def _thinned_to(self) -> str | None:
+        """The rate as a fraction, where no step gives it."""
+        asked = self.config.fps
+        if asked is None or step_for(asked, self.video) is not None:
+            return None
+        return str(Fraction(str(asked)))
+
+    def _taken(self) -> Sequence[int]:
+        """Positions in the video of the clip's frames."""
+        spec = self.decode.spec
+        if spec.fps is None or not self.video.variable:
+            return decode_frames.taken(spec, self.video)
+
+        def look() -> JsonValue:
+            if self.source is None:
+                raise InputError(
+                    f"{self.config.video} is not here, and --fps {self.config.fps:g} needs the times of its frames; "
+                    "copy it here, or leave --fps out"
+                )
+            return [*decode_frames.taken(spec, self.video, survey(self.source).times)]
+
+        found: Any = self.store.remembered(f"taken 1 {self.decode.key.hex}", look)
+        return list(found)
+
     def _cuts(self) -> tuple[int, ...]:
         """The frames of the clip at which a new shot begins, as they were asked for; what was found is said."""
         asked, spec = self.config.cuts, self.decode.spec
         if asked == "none":
             return ()
         if asked != "auto":
-            return parse_cuts(asked, spec, self.expected_frames)
+            return parse_cuts(asked, self.taken)
         cuts = SeenClip(spec, self.decode.key, self.source, self.store).cuts()
         if cuts:
             self.notes.append(
-                f"{len(cuts) + 1} shots: new ones begin at {written_cuts(cuts, spec)}; if not so, say --cuts none, or "
-                "at which frames"
+                f"{len(cuts) + 1} shots: new ones begin at {written_cuts(cuts, self.taken)}; if not so, say --cuts "
+                "none, or at which frames"
             )
         return cuts
 
@@ -547,9 +639,10 @@ class ControlPlan:
                 f"--control-video {video} has {info.declared_frames} frames and the video has "
                 f"{plan.video.declared_frames}; give one control image per frame"
             )
-        if (info.width, info.height) != (spec.width, spec.height):
+        wide, high = plan.clip_size
+        if (info.width, info.height) != (wide, high):
             raise InputError(
-                f"--control-video {video} is {info.width}×{info.height} and the edit {spec.width}×{spec.height}; give "
+                f"--control-video {video} is {info.width}×{info.height} and the edit {wide}×{high}; give "
                 "control images of the edit's size, or choose it with --size"
             )
         return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, {"video": known.key}).hex

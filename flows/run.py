@@ -89,7 +89,7 @@ def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress:
 def clip_files(plan: Plan, output: Path | None) -> list[Path]:
     """Where each prompt's clip goes; InputError, before anything is computed, where it could not be written."""
     files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, ".mp4")
-    check_outputs(files, plan.source, plan.runtime.encoding, plan.size)
+    check_outputs(files, plan.source, plan.runtime.encoding, plan.clip_size)
     for file in files:
         check_sidecar_place(file)
     return files

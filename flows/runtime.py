@@ -37,6 +37,7 @@ def load_backbone(plan: Plan) -> StableDiffusion:
         kept.clear()  # before another is loaded: a GPU may not hold two
         kept[wanted] = load(plan.model.load_from, runtime, plan.model.adapters)
     backbone = kept[wanted]
+    backbone.tile(plan.invert.spec.tiled)
     backbone.controls = [load_controlnet(files.folder, plan.device, runtime.dtype) for files in plan.controls.files]
     return backbone
 

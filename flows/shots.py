@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,10 @@ class SeenClip:
             yield from rgb[block.start : block.stop]
 
 
-def parse_cuts(text: str, spec: decode_frames.Spec, frames: int) -> tuple[int, ...]:
+def parse_cuts(text: str, taken: Sequence[int]) -> tuple[int, ...]:
     """Cuts as frames of the clip, from "12,48": frames of the video at which a new shot begins, in any order.
 
-    frames   of the clip
+    taken    positions in the video of the clip's frames
     raises   InputError where it is no such list, or a cut does not lie inside the clip
     """
     if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", text):
@@ -72,17 +73,16 @@ def parse_cuts(text: str, spec: decode_frames.Spec, frames: int) -> tuple[int, .
             f"--cuts {text!r} is neither auto nor none nor a list of frames at which new shots begin, such as 12,48"
         )
     given = sorted({int(number) for number in text.split(",")})
-    cuts = [-(-(frame - spec.start) // spec.step) for frame in given]
-    last = spec.start + (frames - 1) * spec.step
+    cuts = [bisect_left(taken, frame) for frame in given]
     for frame, cut in zip(given, cuts, strict=True):
-        if not 0 < cut < frames:
+        if not 0 < cut < len(taken):
             raise InputError(
-                f"--cuts {frame}: no shot can begin there, since the clip has the frames {spec.start} to {last}; "
-                f"give frames from {spec.start + 1} to {last}, or none"
+                f"--cuts {frame}: no shot can begin there, since the clip has the frames {taken[0]} to {taken[-1]}; "
+                f"give frames from {taken[0] + 1} to {taken[-1]}, or none"
             )
     return tuple(dict.fromkeys(cuts))
 
 
-def written_cuts(cuts: tuple[int, ...], spec: decode_frames.Spec) -> str:
+def written_cuts(cuts: tuple[int, ...], taken: Sequence[int]) -> str:
     """Cuts of the clip as `parse_cuts` reads them; "none" where there are none."""
-    return ",".join(str(spec.start + cut * spec.step) for cut in cuts) or "none"
+    return ",".join(str(taken[cut]) for cut in cuts) or "none"

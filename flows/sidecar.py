@@ -141,7 +141,7 @@ def resolved(plan: Plan, keyframes: Node) -> EditConfig:
             "guidance_scale": plan.guidance_scale,
             "editor_settings": {k: v for k, v in keyframes.spec.editor.settings.items() if k != "controls"},
             "controls": tuple(_anywhere(control) for control in plan.config.controls),
-            "cuts": written_cuts(plan.match.spec.cuts, plan.decode.spec),
+            "cuts": written_cuts(plan.match.spec.cuts, plan.taken),
         }
     )
 

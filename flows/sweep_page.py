@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from stages import decode_frames
 from store.layout import write_whole
 
 from .plan import Plan
@@ -37,7 +37,7 @@ def write_page(
     page = template.render(
         video=plan.config.video.name, model=plan.config.model, cards=list(zip(entries, choices, strict=True)),
         wanted=wanted, flow=flow, sources=list(dict.fromkeys(sources.values())), lower_first=LOWER_FIRST,
-        fps=float(Fraction(plan.video.average_fps) / plan.decode.spec.step), digits=DIGITS,
+        fps=float(decode_frames.rate(plan.decode.spec, plan.video)), digits=DIGITS,
         tried={name: values for name, values in tried.items() if len(values) > 1},
         scores=[(name, name.replace("_", " ").replace("psnr", "PSNR"), SCORES[name]) for name in measured],
         width=plan.decode.spec.width,

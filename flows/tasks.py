@@ -254,6 +254,7 @@ class Session:
                 from .runtime import load_backbone
 
                 self._backbone = self._load() if self._load else load_backbone(self.plan)
+                self._backbone.tile(self.plan.invert.spec.tiled)
                 self._backbone.on_pass = self._advance
                 self._backbone.on_note = self.progress.note
         return self._backbone

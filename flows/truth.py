@@ -11,7 +11,8 @@ from store.errors import InputError
 
 
 def true_scenes(video: Path, spec: dict[str, Any], shape: tuple[int, ...]) -> Scene | None:
-    """A scene per decoded frame; None where nobody knows them, or the frames are no squares any more.
+    """A scene per decoded frame; None where nobody knows them, or the frames are no squares any more,
+    or are not every so many of the whole picture.
 
     spec     of decode_frames: start, stop and step of the frames
     shape    (frame, height, width, …) of the decoded frames
@@ -22,6 +23,8 @@ def true_scenes(video: Path, spec: dict[str, Any], shape: tuple[int, ...]) -> Sc
     except ForeignTruthError as error:
         raise InputError(str(error)) from None
     if scenes is None or shape[1] != shape[2]:
+        return None
+    if spec.get("fps") or spec.get("bars"):
         return None
     chosen = scenes[slice(spec["start"], spec["stop"], spec["step"])]
     return chosen if len(chosen) == shape[0] else None

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from stages import decode_frames, invert_frames, match_tokens
-from stages.media.video import VideoInfo, probe
+from stages.media.letterbox import Bars, find_bars
+from stages.media.video import VideoInfo, survey
 from store.errors import InputError
 from store.schemas import Frozen
 from store.store import Store
@@ -25,17 +27,28 @@ class KnownVideo(Frozen):
 
     key         "blake3:" and the hash of the file's bytes
     mask_key    the same of its mask's files, where these are not here either
+    bars        black bars that were found around its picture
     """
 
     key: str
     info: VideoInfo
     mask_key: str | None = None
+    bars: Bars | None = None
 
     @classmethod
     def of(cls, file: Path, store: Store) -> KnownVideo:
         """Look at a file; InputError where it is no video."""
-        info = probe(file)
-        return cls(key=f"blake3:{store.file_hash(file)}", info=info)
+        clip = survey(file)
+        key = f"blake3:{store.file_hash(file)}"
+
+        def look() -> JsonValue:
+            with suppress(InputError):  # damaged: decoding says where
+                bars = find_bars(clip)
+                return [] if bars is None else [bars.model_dump()]
+            return []
+
+        found: Any = store.remembered(f"bars 1 {key}", look)
+        return cls(key=key, info=clip.info, bars=Bars.model_validate(found[0]) if found else None)
 
 
 @dataclass(frozen=True)
@@ -127,17 +140,27 @@ def _preparation(store: Store, field: Summary, tokens: Summary, latents: Summary
     config = {
         "video": Path(name), "model": model, "source_prompt": invert.prompt,
         "frames": None if all_frames else f"{decode.start}:{stop}:{decode.step}",
-        "size": f"{decode.width}x{decode.height}", "steps": invert.num_steps,
+        "size": f"{decode.width}x{decode.height}", "fps": float(Fraction(decode.fps)) if decode.fps else None,
+        "letterbox": decode.bars.words() if decode.bars else "keep",
+        "background_colour": "#{:02x}{:02x}{:02x}".format(*decode.background),
+        "vae_tiling": "on" if invert.tiled else "off", "steps": invert.num_steps,
         "inversion_steps": invert.num_inversion_steps, "inversion_evaluations": invert.evaluations,
         "solver": invert.solver, "seed": match.seed, "keyframe_interval": match.keyframe_interval,
         "keyframe_offsets": match.keyframe_offsets, "blend": match.blend,
-        "cuts": written_cuts(match.cuts, decode),
+        "cuts": _written_cuts(match.cuts, decode, video.info),
         "keyframe_placement": "adaptive" if match.interval_starts else "interval",
     }  # fmt: skip
     count = frames.sizes.get("frame") or stop
     words = [Path(name).stem, f"{count} frames", f"{decode.width}×{decode.height}", Path(model).name]
     label = " · ".join([*words, f"{invert.num_steps} steps", field.hex[:8]])
     return Preparation(field.hex, label, video, config)
+
+
+def _written_cuts(cuts: tuple[int, ...], spec: decode_frames.Spec, info: VideoInfo) -> str:
+    """Cuts as an option; those of uneven frames of which some are left out are found again."""
+    if spec.fps and info.variable:
+        return "auto" if cuts else "none"
+    return written_cuts(cuts, decode_frames.taken(spec, info))
 
 
 def _described(store: Store, frames: Summary) -> VideoInfo:

@@ -2,13 +2,15 @@
 
 Source: the input of TokenFlow (arXiv 2307.10373). Frames are decoded once, in order, a few at a time.
 Differs: the reference code resizes every video to a square and forgets its times; here the size is said aloud, nothing
-is cropped, and times are kept exactly (tests/stages/test_decode_frames.py::test_variable_frame_rate_keeps_exact_times).
+but black bars is cropped, and times are kept exactly
+(tests/stages/test_decode_frames.py::test_variable_frame_rate_keeps_exact_times).
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +19,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from stages.media.video import Picture, VideoInfo, read_pictures, survey
+from stages.media.letterbox import Bars
+from stages.media.video import Colour, Picture, VideoInfo, frames_at, read_pictures, survey
 from store.errors import InputError
 from store.schemas import Block, Blocks, Frozen, Schema, Variable
 
@@ -37,7 +40,29 @@ class Spec(Frozen):
     width: int = Field(ge=1, description="pixels")
     height: int = Field(ge=1, description="pixels")
     tone_map: bool = Field(False, description="a high dynamic range is brought into that of BT.709")
-    left_out: ClassVar[frozenset[str]] = frozenset({"tone_map"})
+    fps: str | None = Field(
+        None, description="a fraction: at most so many frames per second are taken, those on screen at its ticks"
+    )
+    bars: Bars | None = Field(None, description="black bars, cut off; width and height are of what is between them")
+    background: Colour = Field((0, 0, 0), description="under what is transparent; RGB of 255")
+    left_out: ClassVar[frozenset[str]] = frozenset({"tone_map", "fps", "bars", "background"})
+
+
+def taken(spec: Spec, info: VideoInfo, times: Sequence[Fraction] | None = None) -> Sequence[int]:
+    """Positions in the file of the frames that are chosen.
+
+    times     of `Clip`; needed only where `spec.fps` is said and frames are not evenly spaced
+    raises    InputError where a rate is above the clip's own
+    """
+    stop = info.frames if spec.stop is None else spec.stop
+    if spec.fps is None:
+        return range(spec.start, stop, spec.step)
+    return frames_at(Fraction(spec.fps), info, times, spec.start, stop)
+
+
+def rate(spec: Spec, info: VideoInfo) -> Fraction:
+    """Frames per second of those chosen, on average."""
+    return Fraction(spec.fps) if spec.fps else Fraction(info.average_fps) / spec.step
 
 
 def outputs(spec: Spec, *, video: VideoInfo) -> Schema:
@@ -74,8 +99,8 @@ def outputs(spec: Spec, *, video: VideoInfo) -> Schema:
             ),
         },
         attrs={
-            "average_fps": video.average_fps,
-            "variable": video.variable,
+            "average_fps": spec.fps or video.average_fps,
+            "variable": video.variable or spec.fps is not None,
             "source_width": video.width,
             "source_height": video.height,
             "rotation": video.rotation,
@@ -83,6 +108,7 @@ def outputs(spec: Spec, *, video: VideoInfo) -> Schema:
             "colour_matrix": video.colour_matrix,
             "colour_range": video.colour_range,
             "has_audio": video.has_audio,
+            **({"bars": list(spec.bars.around(spec.width, spec.height))} if spec.bars else {}),
         },
     )
 
@@ -97,7 +123,7 @@ def run(spec: Spec, part: range, *, video: Path) -> Blocks:
     pts, duration = array("d"), array("d")
     chosen = _chosen(spec, video)
     while block := list(islice(chosen, frames_per_block(spec))):
-        rgb = np.stack([_resized(picture.rgb, spec.width, spec.height) for picture, _ in block])
+        rgb = np.stack([_fitted(spec, picture.rgb) for picture, _ in block])
         yield Block("rgb", (len(pts), 0, 0, 0), rgb)
         pts.extend(picture.pts for picture, _ in block)
         duration.extend(seconds for _, seconds in block)
@@ -107,7 +133,7 @@ def run(spec: Spec, part: range, *, video: Path) -> Blocks:
 
 def pictures(spec: Spec, video: Path) -> Iterator[np.ndarray[Any, Any]]:
     """The chosen frames as `run` yields them, one by one: rgb (height, width, channel) uint8."""
-    return (_resized(picture.rgb, spec.width, spec.height) for picture, _ in _chosen(spec, video))
+    return (_fitted(spec, picture.rgb) for picture, _ in _chosen(spec, video))
 
 
 def frames_per_block(spec: Spec) -> int:
@@ -116,17 +142,33 @@ def frames_per_block(spec: Spec) -> int:
 
 
 def _chosen(spec: Spec, video: Path) -> Iterator[tuple[Picture, float]]:
-    """The chosen frames, each with the seconds until the next of them (the last: `step` times its own)."""
+    """The chosen frames, each with the seconds until the next of them.
+
+    The last is shown for `step` times its own; where frames are chosen by their times, until the clip ends.
+    """
+    clip = survey(video)
+    resampled = None if spec.fps is None else frozenset(taken(spec, clip.info, clip.times))
     kept: Picture | None = None
-    for picture in read_pictures(survey(video), spec.stop, spec.tone_map):
-        if picture.index < spec.start or (picture.index - spec.start) % spec.step:
+    end = 0.0
+    for picture in read_pictures(clip, spec.stop, spec.tone_map, spec.background):
+        end = picture.pts + picture.duration
+        if resampled is not None:
+            wanted = picture.index in resampled
+        else:
+            wanted = picture.index >= spec.start and (picture.index - spec.start) % spec.step == 0
+        if not wanted:
             continue
         if kept is not None:
             yield kept, picture.pts - kept.pts
         kept = picture
     if kept is None:
         raise InputError(f"no frame of {video} is at or after {spec.start}; choose others with --frames START:STOP")
-    yield kept, kept.duration * spec.step
+    yield kept, kept.duration * spec.step if resampled is None else end - kept.pts
+
+
+def _fitted(spec: Spec, rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A picture as the edit has it: without bars, at its size."""
+    return _resized(spec.bars.cut(rgb) if spec.bars else rgb, spec.width, spec.height)
 
 
 def _resized(rgb: np.ndarray[Any, Any], width: int, height: int) -> np.ndarray[Any, Any]:

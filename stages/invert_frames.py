@@ -8,6 +8,8 @@ A bad inversion is the commonest cause of a bad edit, so some frames are sampled
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -33,13 +35,17 @@ class Spec(Frozen):
 
     evaluations   of the model per step: the first is plain DDIM's, each further one refines it as a fixed point
     solver        ddim, or one of second order, see `diffusion.solvers`
+    tiled         the autoencoder works in tiles, here and in all that is made of these latents
     """
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"tiled"})
 
     prompt: str = ""
     num_steps: int = Field(50, ge=1, le=1000)
     num_inversion_steps: int = Field(50, ge=1, le=1000)
     evaluations: int = Field(1, ge=1, le=10)
     solver: Solver = "ddim"
+    tiled: bool = False
 
 
 def checked_frames(frames: int) -> tuple[int, ...]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
+from stages.media.letterbox import Bars
 from stages.media.video import read_pictures, survey
 from store.errors import InputError
 from store.schemas import Block, Blocks, Frozen, Schema
@@ -39,6 +40,9 @@ class Spec(Frozen):
     width: int = Field(ge=1)
     height: int = Field(ge=1)
     feather: int = Field(8, ge=0, le=512)
+    taken: tuple[int, ...] | None = None  # the pictures that are wanted, where `start` and `step` do not say it
+    bars: Bars | None = None  # cut off, as off the frames
+    left_out: ClassVar[frozenset[str]] = frozenset({"taken", "bars"})
 
 
 def outputs(spec: Spec, *, frames: Schema) -> Schema:
@@ -85,7 +89,8 @@ def _fitted(spec: Spec, grey: Grey, mask: Path, aspect: float) -> Grey:
             f"--mask {mask} is {width}×{height}, another shape than the video's ({aspect:.3f}:1); draw it on the "
             "video's own frames"
         )
-    fitted = Image.fromarray(grey).resize((spec.width, spec.height), Image.Resampling.BOX)
+    inside = spec.bars.cut(grey) if spec.bars else grey
+    fitted = Image.fromarray(inside).resize((spec.width, spec.height), Image.Resampling.BOX)
     return softened(np.asarray(fitted), spec.feather)
 
 
@@ -98,9 +103,13 @@ def _chosen(spec: Spec, mask: Path, count: int) -> Iterator[Grey]:
             yield from (first for _ in range(count))
             return
     else:
-        last = spec.start + (count - 1) * spec.step + 1
+        last = (spec.taken[-1] if spec.taken else spec.start + (count - 1) * spec.step) + 1
         pictures = (_clean(_luminance(picture.rgb)) for picture in read_pictures(survey(mask), last))
-    chosen = islice(pictures, spec.start, None, spec.step)
+    if spec.taken is None:
+        chosen: Iterator[Grey] = islice(pictures, spec.start, None, spec.step)
+    else:
+        wanted = frozenset(spec.taken)
+        chosen = (grey for place, grey in enumerate(pictures) if place in wanted)
     given = 0
     for grey in islice(chosen, count):
         given += 1

@@ -142,6 +142,21 @@ class StableDiffusion:
         self.each_pass(len(latents), do)
         return torch.cat(rgb).numpy()
 
+    def tile(self, wanted: bool) -> None:
+        """Have the autoencoder work on tiles that overlap, frame by frame, or on whole frames.
+
+        Memory is then that of a tile. Pixels differ: each tile is normalised on its own, and their borders are blended.
+        """
+        if wanted:
+            if hasattr(self.vae, "spatial_scale_factor"):  # AutoencoderTiny takes it for 8 whatever its levels are
+                self.vae.spatial_scale_factor = self.pipeline.vae_scale_factor
+                self.vae.tile_latent_min_size = self.vae.tile_sample_min_size // self.pipeline.vae_scale_factor
+            self.vae.enable_tiling()
+            self.vae.enable_slicing()
+        else:
+            self.vae.disable_tiling()
+            self.vae.disable_slicing()
+
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Text (prompt, row, channel), opaque but for its first axis; what has no room is cut, see `cut_from`."""
         logger = logging.getLogger(type(self.pipeline).__module__)

@@ -45,6 +45,7 @@ PIXEL_FORMATS: dict[Codec, tuple[str, ...]] = {  # the first that can hold the s
     "png": ("rgb24",),
 }
 EVEN_ONLY = frozenset(("h264", "hevc"))  # codecs that cannot halve an odd side
+SMALLEST: dict[Codec, int] = {"hevc": 16, "av1": 8}  # pixels a side that their encoders take
 QUALITY = 80  # visually lossless: an edit is looked at closely
 RATE_FACTORS: dict[Codec, tuple[float, float]] = {  # crf at quality 0 and 100; 80 is 12 for H.264, like it elsewhere
     "h264": (42, 4.5), "hevc": (44, 6.5), "av1": (62, 7), "vp9": (62, 4.5),
@@ -116,6 +117,11 @@ def choose_format(path: Path, encoding: Encoding, size: tuple[int, int] | None =
             f"{path} does not say what to write; end its name in {endings}, or in nothing for a folder of PNGs"
         )
     codec = _codec(path, encoding)
+    if size is not None and min(size) < SMALLEST.get(codec, 1):
+        raise InputError(
+            f"--codec {codec} takes no frames below {SMALLEST[codec]} pixels a side, and these are "
+            f"{size[0]}×{size[1]}; leave it out, or choose a larger --size"
+        )
     formats = _written(codec)
     if encoding.pixel_format and encoding.pixel_format not in formats:
         raise InputError(

@@ -1,18 +1,20 @@
 """Reading video files: what a file holds, which frames and what size to take of it, and its pictures one by one.
 
 Only local files are opened, by FFmpeg through PyAV, and only by demuxers that read no other file. Pictures come out as
-they are meant to be seen: rotated and mirrored as the display matrix says, RGB, full range, transparency over black.
+they are meant to be seen: rotated and mirrored as the display matrix says, RGB, full range, over one colour where they
+are transparent.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ CONTAINERS = (
     *("h264", "hevc", "av1", "m4v", "mpegvideo", "mjpeg", "yuv4mpegpipe"),
     *("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"),
 )
+SEEK_BEYOND = 2  # seconds: what lies nearer is decoded up to, not searched for
+CLOCK = Fraction(1, 2000)  # seconds
 UNTIMED_FORMATS = ("avi",)  # keeps an order only: the times that FFmpeg gives to reordered frames are wrong
 PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"[playlist]", b"v=0\r\n", b"v=0\n")
 
@@ -56,6 +60,7 @@ SWSCALE_MATRICES = {
     "smpte240m": Colorspace.SMPTE240M,
 }
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+OVER_BLACK = "transparent parts, if any, are laid over black"
 TONE_MAP = "intent=perceptual:out_primaries=bt709:out_transfer=bt709:out_range=pc"
 EXACT = (
     Interpolation.BICUBIC
@@ -64,6 +69,10 @@ EXACT = (
     | Interpolation.FULL_CHR_H_INT
     | Interpolation.FULL_CHR_H_INP
 )
+
+
+Colour = tuple[int, int, int]
+"""Red, green and blue of 255."""
 
 
 class VideoInfo(Frozen):
@@ -117,6 +126,11 @@ class Clip:
         """Tick of frame `index` by its order alone; beyond the last, the frames go on as long as the last is shown."""
         beyond = index - len(self.ticks) + 1
         return self.ticks[index] if beyond <= 0 else self.ticks[-1] + beyond * max(1, round(self.tail / self.time_base))
+
+    @property
+    def times(self) -> list[Fraction]:
+        """Exact seconds of every frame, and of the end of the last."""
+        return [tick * self.time_base for tick in self.ticks] + [self.ticks[-1] * self.time_base + self.tail]
 
     def shown_for(self, tick: int) -> float:
         """Seconds for which the frame at `tick` is on screen in the file."""
@@ -199,9 +213,12 @@ def survey(path: Path) -> Clip:
         return Clip(path, info, ticks, stream.time_base, tail, timed)
 
 
-def read_pictures(clip: Clip, stop: int | None = None, tone_map: bool = True) -> Iterator[Picture]:
+def read_pictures(
+    clip: Clip, stop: int | None = None, tone_map: bool = True, background: Colour = (0, 0, 0)
+) -> Iterator[Picture]:
     """Decode frames 0, 1, … (before `stop`) in order of presentation, one at a time.
 
+    background  RGB of 255, under what is transparent
     tone_map  whether a high dynamic range is brought into that of BT.709, or its code values are taken as they are
     raises    InputError, naming the frame, where the data is damaged, ends early, or changes size on the way: what is
               given out is never shorter than what was asked
@@ -217,7 +234,7 @@ def read_pictures(clip: Clip, stop: int | None = None, tone_map: bool = True) ->
                 f"{info.coded_width}×{info.coded_height}; take the frames before it with --frames 0:{index}"
             )
         tick = frame.pts if clip.timed and frame.pts is not None else clip.nth(index)
-        rgb = _upright(mapped(frame) if mapped else _to_rgb(frame, info, reformatter), info)
+        rgb = _upright(mapped(frame) if mapped else _to_rgb(frame, info, reformatter, background), info)
         yield Picture(index, float(tick * clip.time_base), clip.shown_for(tick), rgb)
         index += 1
     if index < wanted:
@@ -225,6 +242,58 @@ def read_pictures(clip: Clip, stop: int | None = None, tone_map: bool = True) ->
             f"only {index} of the {wanted} frames {'declared by' if stop is None else 'asked of'} {clip.path} can be "
             f"read{_way_out(index)}"
         )
+
+
+def pictures_at(clip: Clip, indices: Sequence[int]) -> Iterator[Picture]:
+    """Decode only the frames of these positions, ascending, going to the nearest entry point before each.
+
+    Where a file cannot be searched, or its frames have no times, it is read from the beginning.
+    """
+    wanted = [clip.ticks[int(index)] for index in indices]
+    reformatter, info = VideoReformatter(), clip.info
+    if not clip.timed or not wanted:
+        seen = set(indices)
+        yield from (each for each in read_pictures(clip, int(max(indices, default=0)) + 1) if each.index in seen)
+        return
+    with open_video(clip.path) as (container, stream):
+        at = -1
+        frames: Iterator[VideoFrame] = iter(())
+        for tick in wanted:
+            if at < 0 or tick - at > SEEK_BEYOND / clip.time_base:
+                container.seek(tick, stream=stream, backward=True)
+                frames = container.decode(stream)
+            for frame in frames:
+                at = frame.pts if frame.pts is not None else tick
+                if at >= tick:
+                    rgb = _upright(_to_rgb(frame, info, reformatter), info)
+                    yield Picture(bisect_right(clip.ticks, at) - 1, float(at * clip.time_base), 0.0, rgb)
+                    break
+
+
+def frames_at(fps: Fraction, info: VideoInfo, times: Sequence[Fraction] | None, start: int, stop: int) -> list[int]:
+    """Positions of the frames of start … stop that are on screen at 0, 1, 2, … / `fps` seconds after frame `start`.
+
+    times     (frame,) exact seconds of every frame of the file, and of the end of the last; needed only where they are
+              uneven
+    returns   positions, ascending, each once: a frame that is on screen for longer is taken once
+    raises    InputError where `fps` is above the clip's own rate, so that nothing would be left out
+    """
+    rate = Fraction(info.average_fps)
+    if times is None:
+        assert not info.variable, "frames that are not evenly spaced have times"
+        times = [n / rate for n in range(stop + 1)]
+    shown = list(times[start : stop + 1])
+    taken: list[int] = []
+    for k in range(ceil((shown[-1] - shown[0]) * fps)):
+        # A container's clock may be coarse (a millisecond): a frame half a millisecond late is still meant.
+        place = start + bisect_right(shown, shown[0] + k / fps + CLOCK) - 1
+        if place < stop and (not taken or place > taken[-1]):
+            taken.append(place)
+    if len(taken) == stop - start and stop - start > 1:
+        raise InputError(
+            f"--fps {float(fps):g} is above the clip's {float(rate):.5g}, and frames are not invented; leave it out"
+        )
+    return taken
 
 
 def choose_size(info: VideoInfo, multiple: int, requested: str | None = None) -> SizeChoice:
@@ -264,24 +333,21 @@ def parse_frames(text: str, count: int) -> tuple[int, int, int]:
     return start, stop, step
 
 
-def step_for(fps: float, info: VideoInfo) -> int:
+def step_for(fps: float, info: VideoInfo) -> int | None:
     """Every how many frames one is taken, to have `fps` per second (to half a percent) of an evenly spaced clip.
 
-    raises    InputError, naming the nearest rates that work, where no step gives it
+    None      where no step gives it, or the frames are not evenly spaced: see `frames_at`
+    raises    InputError where it is above the clip's own rate
     """
     if info.variable:
-        raise InputError(
-            f"--fps {fps:g} needs evenly spaced frames, and this clip's are not; take every second one with "
-            f"--frames 0:{info.frames}:2"
-        )
+        return None
     rate = float(Fraction(info.average_fps))
     step = max(1, round(rate / fps))
     if abs(rate / step / fps - 1) <= 0.005:
         return step
     if fps > rate:
         raise InputError(f"--fps {fps:g} is above the clip's {rate:.5g}, and frames are not invented; leave it out")
-    fewer, more = (f"{rate / each:.5g}" for each in (int(rate / fps) + 1, int(rate / fps)))
-    raise InputError(f"--fps {fps:g} is no whole part of the clip's {rate:.5g}; take {fewer} or {more}")
+    return None
 
 
 @contextmanager
@@ -437,7 +503,7 @@ def _notes(container: InputContainer, frame: VideoFrame, ratio: Fraction, shown:
         stored = f"{frame.width}×{frame.height}"
         notes.append(f"pixels are not square ({ratio}): {stored} stored are shown as {shown[0]}×{shown[1]}")
     if any(component.is_alpha for component in frame.format.components):
-        notes.append("transparent parts, if any, are laid over black")
+        notes.append(OVER_BLACK)
     if frame.color_trc in HDR_TRANSFERS:
         notes.append(f"high dynamic range ({HDR_TRANSFERS[frame.color_trc]}) is tone-mapped to BT.709")
     if frame.interlaced_frame:
@@ -466,8 +532,10 @@ def _way_out(count: int) -> str:
     return f"; take those before it with --frames 0:{count}" if count else "; copy or download the video again"
 
 
-def _to_rgb(frame: VideoFrame, info: VideoInfo, reformatter: VideoReformatter) -> np.ndarray[Any, Any]:
-    """(height, width, channel) uint8 of a frame as stored: matrix and range as in `info`, transparency over black."""
+def _to_rgb(
+    frame: VideoFrame, info: VideoInfo, reformatter: VideoReformatter, background: Colour = (0, 0, 0)
+) -> np.ndarray[Any, Any]:
+    """(height, width, channel) uint8 of a frame as stored: matrix and range as in `info`, over `background`."""
     converted = reformatter.reformat(
         frame,
         format="rgba" if info.has_alpha else "rgb24",
@@ -479,7 +547,9 @@ def _to_rgb(frame: VideoFrame, info: VideoInfo, reformatter: VideoReformatter) -
     )
     rgb = converted.to_ndarray()
     if info.has_alpha:
-        rgb = ((rgb[..., :3].astype(np.uint16) * rgb[..., 3:] + 127) // 255).astype(np.uint8)
+        alpha = rgb[..., 3:].astype(np.uint16)
+        under = (255 - alpha) * np.array(background, np.uint16)
+        rgb = ((rgb[..., :3] * alpha + under + 127) // 255).astype(np.uint8)
     if info.colour_matrix == "grey" and info.colour_range == "limited":  # swscale takes every grey as full range
         rgb = np.clip(np.rint((rgb.astype(np.float32) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
     return rgb

@@ -305,7 +305,7 @@ CHANGES: dict[str, Any] = {
     "guidance_rescale": 0.7,
     "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},), "cuts": "4",
     "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5, "mask_from": "cross-attention:a",
-    "fps": 4.0, "prompt_weighting": True,
+    "fps": 4.0, "prompt_weighting": True, "letterbox": "4,0,4,0", "vae_tiling": "on",
 }  # fmt: skip
 
 
@@ -322,6 +322,7 @@ def test_every_field_that_may_change_the_result_moves_a_key(
     save_file({"unet.lora_A.weight": torch.zeros(1)}, lora)
     save_file({"<cat>": torch.zeros(24)}, word)
     apart = {"video", "model", "loras", "embeddings", "mask", "mask_feather", "decoder"}
+    apart.add("background_colour")  # of clips with alpha
     assert set(CHANGES) | apart == set(EditConfig.model_fields)
     drawn = tmp_path / "mask.png"
     Image.new("L", (32, 32), 255).save(drawn)
