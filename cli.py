@@ -369,7 +369,7 @@ def reproduce(
         allow_pickle=allow_pickle,
     )  # fmt: skip
     opened = open_store(store)
-    plan, then = plan_again(sidecar, opened, runtime, video=video, model=model)
+    plan, then = plan_again(sidecar, opened, runtime, video=video, model=model, output=output)
     result = _performed("run_edit", plan, output_again(sidecar, then, output, opened), engine)
     say(verdict(then, result))
     _print_result(result, as_json, identical=same_edit(then, result))
