@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flows.evaluate import ClipWork, Evaluator
 from flows.measure import edit_row
 from flows.plan import Plan
 from flows.report_measures import steadiness
-from flows.shots import parse_cuts, written_cuts
+from flows.shots import parse_cuts, watch, written_cuts
 from flows.suite import Clip, Suite
 from flows.videos import KnownVideo
 from stages.decode_frames import Spec as DecodeSpec
@@ -57,10 +58,20 @@ def test_cuts_are_found_before_anything_runs_and_are_said(
     assert executed.names == []
 
 
-def test_what_was_found_is_remembered(
+def test_what_was_found_is_told_of_on_the_way_and_remembered(
     two_shots: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[tuple[str, int] | int] = []
+
+    @contextmanager
+    def watching(what: str, frames: int) -> Iterator[Callable[[int], None]]:
+        said.append((what, frames))
+        yield said.append
+
+    token = watch.set(watching)
     first = make_plan(two_shots, tiny_folder, tmp_path)
+    watch.reset(token)
+    assert said == [("looking for cuts", 13), *[1] * 13]
     monkeypatch.setattr("stages.measures.cuts.cuts_of", lambda frames: pytest.fail("looked at twice"))
     assert make_plan(two_shots, tiny_folder, tmp_path).match.key == first.match.key
 
