@@ -34,7 +34,8 @@ Pair = tuple[int, int]
 MEASURES: dict[str, Column] = {
     "warp_error": Column(
         "mean squared difference of frame t+1 and frame t warped onto it by the flow, over visible pixels, RGB in "
-        "[0, 1], × 1000, pairs across a cut left out; lower is steadier, the autoencoder alone is the floor", units="1e-3", ge=0,
+        "[0, 1], × 1000, pairs across a cut left out; lower is steadier, the autoencoder alone is the floor",
+        units="1e-3", ge=0,
     ),
     "sharpness": Column(
         "mean squared difference of neighbouring pixels, over that of the autoencoder alone; below 1 is blurred", ge=0

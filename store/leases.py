@@ -1,6 +1,6 @@
 """Leases: keys that somebody is using, said by a file whose time is renewed while it is so.
 
-leases/<uuid>.json   keys, and who holds them: a process that has the file locked, or has renewed it within the last minute
+leases/<uuid>.json   keys, and who holds them: who has the file locked, or has renewed it within the last minute
 
 The lock is the kernel's, and goes with the process: one whose machine slept, or whose clock was set, holds its lease
 all the same, whatever its host is called. The time is for other hosts, and for where files have no locks.
