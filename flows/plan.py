@@ -89,6 +89,7 @@ class Plan:
         known = video or KnownVideo.of(config.video, store)
         self.video, self.video_key = known.info, known.key
         self.mask_key = known.mask_key or mask_key(config, store)
+        self.given = known.given
         self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         geometry = geometry_of(self.model, store)
         size = choose_size(self.video, geometry.multiple, config.size)
@@ -402,7 +403,7 @@ class Plan:
             return ()
         if asked != "auto":
             return parse_cuts(asked, spec, self.expected_frames)
-        cuts = SeenClip(spec, self.decode.key, self.source, self.store).cuts()
+        cuts = self._seen().cuts()
         if cuts:
             self.notes.append(
                 f"{len(cuts) + 1} shots: new ones begin at {written_cuts(cuts, spec)}; if not so, say --cuts none, or "
@@ -410,11 +411,14 @@ class Plan:
             )
         return cuts
 
+    def _seen(self) -> SeenClip:
+        return SeenClip(self.decode.spec, self.decode.key, self.source, self.store, self.expected_frames)
+
     def _interval_starts(self, cuts: tuple[int, ...]) -> tuple[int, ...]:
         """Where keyframe intervals begin, if it is not every so many frames."""
         if self.config.keyframe_placement == "interval":
             return ()
-        motion = SeenClip(self.decode.spec, self.decode.key, self.source, self.store).motion()
+        motion = self._seen().motion()
         return tuple(adaptive_starts(motion, cuts, self.config.keyframe_interval))
 
     def _edit(self, prompt: str, editor: editors.EditorChoice) -> tuple[Node, Node]:
@@ -505,6 +509,7 @@ class ControlPlan:
         self.files = [find_control(control, plan.model, plan.store, plan.runtime.allow_pickle) for control in controls]
         self.videos: dict[str, Path] = {}  # key in hex → the control video
         self.annotators: dict[str, str] = {}  # key in hex → folder of the detector's weights
+        self.given: list[str] = []  # keys of the control videos
         self.shown = [self._node(control) for control in controls]
 
     @property
@@ -538,8 +543,12 @@ class ControlPlan:
 
     def _decoded(self, video: Path) -> str:
         """The key that decoding a control video as the video itself is decoded would have."""
-        plan, known = self.plan, KnownVideo.of(video, self.plan.store)
-        spec, info = plan.decode.spec, known.info
+        plan, spec = self.plan, self.plan.decode.spec
+        if plan.given:  # it is checked where the run is, and not here
+            self.given.append(plan.given[len(self.given)])
+            return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, {"video": self.given[-1]}).hex
+        known = KnownVideo.of(video, plan.store)
+        info = known.info
         if info.declared_frames != plan.video.declared_frames:
             raise InputError(
                 f"--control-video {video} has {info.declared_frames} frames and the video has "
@@ -550,6 +559,7 @@ class ControlPlan:
                 f"--control-video {video} is {info.width}×{info.height} and the edit {spec.width}×{spec.height}; give "
                 "control images of the edit's size, or choose it with --size"
             )
+        self.given.append(known.key)
         return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, {"video": known.key}).hex
 
 

@@ -67,8 +67,8 @@ def steadiness(clips: Sequence[Artifact], scenes: Any, method: str, cuts: Sequen
         for mine, values in zip(errors, _warp_errors(clips, block, scenes, estimator, height), strict=True):
             mine.append(values)
     joined = [np.concatenate(mine) for mine in errors]
-    for mine in joined:
-        mine[[cut - 1 for cut in cuts]] = np.nan
+    for values in joined:
+        values[[cut - 1 for cut in cuts]] = np.nan
     motion = f"estimated with {estimator.name}" if estimator else "known exactly, since the clip was rendered"
     return Steadiness(motion, joined)
 

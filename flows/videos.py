@@ -25,11 +25,13 @@ class KnownVideo(Frozen):
 
     key         "blake3:" and the hash of the file's bytes
     mask_key    the same of its mask's files, where these are not here either
+    given       the same of its control videos, in the order of their controls
     """
 
     key: str
     info: VideoInfo
     mask_key: str | None = None
+    given: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, file: Path, store: Store) -> KnownVideo:
