@@ -345,7 +345,7 @@ def test_a_worker_computes_nothing_but_what_it_is_asked(plan: Plan, monkeypatch:
 def test_a_worker_has_neither_the_mask_nor_the_control_video(
     tiny_folder: Path, control_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An edit within a mask and held by two ControlNets, its last part computed as a worker does: from the store alone."""
+    """An edit within a mask, held by two ControlNets: its last part is computed from the store alone."""
     clip = write_clip(tmp_path / "ball.mp4", frames=5, width=32, height=32)
     lines = write_clip(tmp_path / "lines.mp4", frames=5, width=32, height=32)
     mask = tmp_path / "mask.png"
