@@ -233,8 +233,10 @@ def edit_options(
 def planned(given: dict[str, Any]) -> "Plan":
     """The run that the values of `edit_options` by name ask for."""
     from flows.plan import Plan
+    from flows.terminal import looking_shown
 
-    return Plan(*configs(given), open_store(given["store"]))
+    with looking_shown():
+        return Plan(*configs(given), open_store(given["store"]))
 
 
 def configs(given: dict[str, Any]) -> "tuple[EditConfig, RuntimeConfig]":
@@ -389,7 +391,7 @@ def reproduce(
         allow_pickle=allow_pickle,
     )  # fmt: skip
     opened = open_store(store)
-    plan, then = plan_again(sidecar, opened, runtime, video=video, model=model)
+    plan, then = plan_again(sidecar, opened, runtime, video=video, model=model, output=output)
     result = _performed("run_edit", plan, output_again(sidecar, then, output, opened), engine)
     say(verdict(then, result))
     _print_result(result, as_json, identical=same_edit(then, result))
@@ -487,9 +489,10 @@ def sweep(
 ) -> None:
     """Edit a video in every combination of prompts and settings, and lay them side by side to choose from."""
     from flows.run_sweep import plan_sweep, run_sweep
-    from flows.terminal import Bars, say, stdout, sweep_plan_table, sweep_table
+    from flows.terminal import Bars, looking_shown, say, stdout, sweep_plan_table, sweep_table
 
-    ready = plan_sweep(given, _changed(given), prompts, grid or (), open_store(given["store"]))
+    with looking_shown():
+        ready = plan_sweep(given, _changed(given), prompts, grid or (), open_store(given["store"]))
     if only_plan:
         if as_json:
             print_json(ready.to_json())

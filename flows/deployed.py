@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prefect import State, flow, get_run_logger
@@ -18,6 +19,7 @@ from flows.config import EditConfig, RuntimeConfig
 from flows.deployments import refresh_cached_videos
 from flows.edit_flow import edit_video, walked
 from flows.forms import CachedEdit, Collection, PrepareConfig, Setting, Sweep
+from flows.masks import stored_mask
 from flows.places import store_at
 from flows.plan import Plan
 from flows.presets import with_preset
@@ -32,6 +34,10 @@ from store.layout import human_bytes
 __all__ = ["collect_garbage", "edit_cached", "edit_video", "prepare_video", "sweep"]
 
 MOST_EDITS = 1000  # of one sweep
+
+OF_CACHED = (
+    "editor", "editor_settings", "negative_prompt", "controls", "mask", "mask_from", "mask_feather", "loras",
+)  # fmt: skip
 
 _RUNTIME = RuntimeConfig()
 
@@ -82,18 +88,27 @@ def edit_cached(
 def cached_plan(edit: CachedEdit, store: str | None, runtime: RuntimeConfig) -> Plan:
     """The plan of an edit whose first four stages are those of a preparation.
 
-    raises   InputError where there is no such video, or its model is another one here
+    raises   InputError where there is no such video or mask, or its model is another one here
     """
     opened = store_at(store)
     found = choose_preparation(opened, edit.video)
-    own = {"editor": edit.editor, "editor_settings": edit.editor_settings, "negative_prompt": edit.negative_prompt}
+    own, known = edit.model_dump(include=set(OF_CACHED)), found.video
+    if edit.mask is not None and not Path(edit.mask).exists():
+        mask, key = stored_mask(opened, edit.mask)
+        asked_feather = {} if edit.mask_feather is None else {"mask_feather": edit.mask_feather}
+        own, known = own | mask | asked_feather, known.model_copy(update={"mask_key": key})
     asked = with_preset(edit.preset, {**found.config, **own, "guidance_scale": edit.guidance_scale or None})
     asked["video"] = file_of(opened, found.video.key) or asked["video"]
-    plan = Plan(EditConfig(prompts=edit.prompts, **asked), runtime, opened, found.video)
+    plan = Plan(EditConfig(prompts=edit.prompts, **asked), runtime, opened, known)
     if plan.match.key.hex != found.key:
         raise InputError(
-            f"{found.label!r} was prepared with another model {plan.config.model} than the one on this worker, or by "
-            "another version of this program; run prepare-video again here"
+            f"{found.label!r} was prepared with another model {plan.config.model} than the one on this worker, with "
+            "other LoRAs, or by another version of this program; name its LoRAs, or run prepare-video again here"
+        )
+    if known.mask_key and plan.mask and not opened.find(plan.mask.key):
+        raise InputError(
+            f"the mask {edit.mask!r} of {opened.place} was read for other frames than those of {found.label!r} or with "
+            "another feather, or has left the store; name its file as this machine sees it"
         )
     return plan
 
@@ -129,7 +144,7 @@ def sweep(sweep: Sweep, store: str | None = None, runtime: RuntimeConfig = _RUNT
 
 def _edits(sweep: Sweep) -> Iterator[tuple[EditConfig, int]]:
     """One run per edit, so that one which fails takes no other with it; and the number of its setting, from 1."""
-    shared = sweep.model_dump(include={"model", "source_prompt", "frames", "size", "steps"})
+    shared = sweep.model_dump(include={"model", "loras", "source_prompt", "frames", "size", "steps"})
     for video in dict.fromkeys(sweep.videos):
         for number, setting in enumerate(sweep.settings, 1):
             for prompt in dict.fromkeys(sweep.prompts):

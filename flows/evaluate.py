@@ -175,7 +175,9 @@ class ClipWork:
         assert isinstance(spec, DecodeSpec)
         source = prepared.frames()["rgb"][:]
         floor = session.backbone.decode(session.backbone.encode(source))
-        return Known.of(self.clip, spec, source, floor, self.evaluator.estimator)
+        # One motion for all settings, so that their numbers are of the same pairs: a cut that one knows of is a cut.
+        cuts = {cut for each in self.sessions.values() for cut in each.plan.match.spec.cuts}
+        return Known.of(self.clip, spec, source, floor, self.evaluator.estimator, tuple(sorted(cuts)))
 
     def _named(self, setting: str, prompt: str) -> Row:
         return {

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, JsonValue, create_model
 from store.schemas import Frozen
 
 from .config import MOST_PROMPTS, EditConfig, Prompt, editor_names, plain_fields
+from .controls import Control
 from .presets import Preset
 
 PREPARING = (
@@ -35,7 +36,7 @@ PrepareConfig: Any = create_model(
 )
 
 
-class CachedEdit(Frozen):
+class CachedEdit(_Form):
     """A new prompt on a video that is prepared already."""
 
     video: str = Field(
@@ -56,9 +57,21 @@ class CachedEdit(Frozen):
     editor_settings: dict[str, JsonValue] = Field(
         {}, title="Editor settings", description='its own settings by name, such as {"feature": 0.6}'
     )
+    controls: tuple[Control, ...] = EditConfig.model_fields["controls"]  # type: ignore[assignment]
+    mask: str | None = Field(
+        None, title="Mask", description="white is edited, black is kept: a picture, a folder of pictures or a video, "
+        "as the machine that computes sees it; or the first digits of the key of a mask (read_masks) in the store",
+        min_length=1,
+    )  # fmt: skip
+    mask_from: str | None = EditConfig.model_fields["mask_from"]  # type: ignore[assignment]
+    mask_feather: int | None = EditConfig.model_fields["mask_feather"]  # type: ignore[assignment]
+    loras: tuple[str, ...] = Field(
+        (), title="LoRAs", description="those that the video was prepared with, as FILE.safetensors:WEIGHT",
+        max_length=16,
+    )  # fmt: skip
 
 
-class Setting(Frozen):
+class Setting(_Form):
     """One way to edit, of several that are tried."""
 
     preset: Preset = Field("balanced", title="Preset")
@@ -66,6 +79,10 @@ class Setting(Frozen):
     guidance_scale: float = Field(0, title="Guidance scale", description="0: what the model advises", ge=0, le=100)
     negative_prompt: str = Field("", title="Negative prompt", max_length=2000)
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings")
+    controls: tuple[Control, ...] = EditConfig.model_fields["controls"]  # type: ignore[assignment]
+    mask: Path | None = EditConfig.model_fields["mask"]  # type: ignore[assignment]
+    mask_from: str | None = EditConfig.model_fields["mask_from"]  # type: ignore[assignment]
+    mask_feather: int | None = EditConfig.model_fields["mask_feather"]  # type: ignore[assignment]
 
 
 class Sweep(_Form):
@@ -81,6 +98,7 @@ class Sweep(_Form):
         (Setting(),), title="Settings", description="ways to edit that are tried", min_length=1, max_length=50
     )
     model: str = EditConfig.model_fields["model"]  # type: ignore[assignment]
+    loras: tuple[str, ...] = EditConfig.model_fields["loras"]  # type: ignore[assignment]
     source_prompt: str = EditConfig.model_fields["source_prompt"]  # type: ignore[assignment]
     frames: str | None = EditConfig.model_fields["frames"]  # type: ignore[assignment]
     size: str | None = EditConfig.model_fields["size"]  # type: ignore[assignment]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stages import find_masks, read_masks
+from store.errors import InputError
 from store.store import Store
 
 from .config import EditConfig
@@ -42,3 +46,28 @@ def mask_recipe(plan: Plan, latent_pixel: int) -> tuple[str, MaskSpec, dict[str,
         found = find_masks.Spec(prompt=config.source_prompt or words, words=words, feather=feather, **size)
         return "find_masks", found, {"latents": plan.invert.key.hex, "model": plan.model.key}
     return None
+
+
+def stored_mask(store: Store, digits: str) -> tuple[dict[str, Any], str]:
+    """The mask that a run has drawn its edit in before: the options that ask for it, and the key of its files.
+
+    digits   the first of the key of a read_masks artifact
+    raises   InputError, with those there are, where none or several are meant
+    """
+    records = list(store.records("read_masks"))
+    chosen = [each for each in records if each.hex.startswith(digits)]
+    if len(chosen) != 1:
+        have = ", ".join(sorted(each.hex[:12] for each in chosen or records)[:10]) or "none yet"
+        fault = "names several masks" if chosen else "is no file on this machine, and no mask"
+        raise InputError(f"the mask {digits!r} {fault} of {store.place}; have {have}; or name a file that is here")
+    (record,) = chosen
+    place = next(_places(store, record.hex), Path(record.hex))
+    return {"mask": place, "mask_feather": record.recipe.spec["feather"]}, record.recipe.inputs["mask"]
+
+
+def _places(store: Store, key: str) -> Iterator[Path]:
+    """Where runs had the files of this mask, on whatever machine."""
+    for run in store.runs():
+        with suppress(KeyError, TypeError):
+            if any(row["key"] == key for row in run["stages"]):
+                yield Path(run["config"]["mask"])

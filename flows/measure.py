@@ -34,7 +34,8 @@ Pair = tuple[int, int]
 MEASURES: dict[str, Column] = {
     "warp_error": Column(
         "mean squared difference of frame t+1 and frame t warped onto it by the flow, over visible pixels, RGB in "
-        "[0, 1], × 1000; lower is steadier, the autoencoder alone is the floor", units="1e-3", ge=0,
+        "[0, 1], × 1000, pairs across a cut left out; lower is steadier, the autoencoder alone is the floor",
+        units="1e-3", ge=0,
     ),
     "sharpness": Column(
         "mean squared difference of neighbouring pixels, over that of the autoencoder alone; below 1 is blurred", ge=0
@@ -99,17 +100,21 @@ class Known:
 
     source, floor   rgb (frame, height, width, 3) uint8
     scenes          a scene per frame where the clip was rendered by the world, else None
+    cuts            frames at which a new shot begins: no point of them is looked for in the frame before
     """
 
     source: Rgb
     floor: Rgb
     scenes: Scene | None
     estimator: Estimator
+    cuts: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, clip: Clip, spec: DecodeSpec, source: Rgb, floor: Rgb, estimator: Estimator) -> Known:
+    def of(
+        cls, clip: Clip, spec: DecodeSpec, source: Rgb, floor: Rgb, estimator: Estimator, cuts: tuple[int, ...] = ()
+    ) -> Known:  # fmt: skip
         """Reads the truth beside the clip; InputError where the note there is not this clip's."""
-        return cls(source, floor, true_scenes(clip.video, spec.model_dump(), source.shape), estimator)
+        return cls(source, floor, true_scenes(clip.video, spec.model_dump(), source.shape), estimator, cuts)
 
     @cached_property
     def motion(self) -> Motion:
@@ -157,7 +162,7 @@ class Known:
 def edit_row(known: Known, edited: Rgb, prompt: str | None) -> dict[str, float]:
     """The measures of an edit; without a prompt, of frames that are to look like the source."""
     row = {
-        "warp_error": 1000 * float(torch.nanmean(warp_errors(edited, known.motion))),
+        "warp_error": 1000 * float(torch.nanmean(warp_errors(edited, known.motion, known.cuts))),
         "sharpness": gradient_energy(edited) / gradient_energy(known.floor),
     }
     return row if known.scenes is None else row | _truth_row(known, known.scenes, edited, prompt)

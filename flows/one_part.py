@@ -51,14 +51,16 @@ def given(plan: Plan) -> dict[str, Any]:
     # The device and the cuts are decided where the run is: workers that decide for themselves might disagree.
     runtime = plan.runtime.model_copy(update={"device": plan.device, "runner": "here", "address": None})
     cuts = written_cuts(plan.match.spec.cuts, plan.taken)
+    video = KnownVideo(
+        key=plan.video_key, info=plan.video, mask_key=plan.mask_key, bars=plan.decode.spec.bars,
+        given=tuple(plan.controls.given),
+    )  # fmt: skip
     return {
         "threads": torch.get_num_threads(),  # the last bits of a sum depend on how many there are
         "config": plan.config.model_copy(update={"cuts": cuts}).model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
         "store": plan.store.place,
-        "video": KnownVideo(
-            key=plan.video_key, info=plan.video, mask_key=plan.mask_key, bars=plan.decode.spec.bars
-        ).model_dump(mode="json"),
+        "video": video.model_dump(mode="json"),
     }
 
 

@@ -97,6 +97,7 @@ class Plan:
         known = video or KnownVideo.of(config.video, store)
         self.video, self.video_key = known.info, known.key
         self.mask_key = known.mask_key or mask_key(config, store)
+        self.given = known.given
         self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         self.decoder = find_decoder(config.decoder, self.model, store) if config.decoder else None
         geometry = geometry_of(self.model, store)
@@ -491,12 +492,12 @@ class Plan:
 
     def _cuts(self) -> tuple[int, ...]:
         """The frames of the clip at which a new shot begins, as they were asked for; what was found is said."""
-        asked, spec = self.config.cuts, self.decode.spec
+        asked = self.config.cuts
         if asked == "none":
             return ()
         if asked != "auto":
             return parse_cuts(asked, self.taken)
-        cuts = SeenClip(spec, self.decode.key, self.source, self.store).cuts()
+        cuts = self._seen().cuts()
         if cuts:
             self.notes.append(
                 f"{len(cuts) + 1} shots: new ones begin at {written_cuts(cuts, self.taken)}; if not so, say --cuts "
@@ -504,11 +505,14 @@ class Plan:
             )
         return cuts
 
+    def _seen(self) -> SeenClip:
+        return SeenClip(self.decode.spec, self.decode.key, self.source, self.store, self.expected_frames)
+
     def _interval_starts(self, cuts: tuple[int, ...]) -> tuple[int, ...]:
         """Where keyframe intervals begin, if it is not every so many frames."""
         if self.config.keyframe_placement == "interval":
             return ()
-        motion = SeenClip(self.decode.spec, self.decode.key, self.source, self.store).motion()
+        motion = self._seen().motion()
         return tuple(adaptive_starts(motion, cuts, self.config.keyframe_interval))
 
     def _edit(self, prompt: str, editor: editors.EditorChoice) -> tuple[Node, Node]:
@@ -599,6 +603,7 @@ class ControlPlan:
         self.files = [find_control(control, plan.model, plan.store, plan.runtime.allow_pickle) for control in controls]
         self.videos: dict[str, Path] = {}  # key in hex → the control video
         self.annotators: dict[str, str] = {}  # key in hex → folder of the detector's weights
+        self.given: list[str] = []  # keys of the control videos
         self.shown = [self._node(control) for control in controls]
 
     @property
@@ -632,8 +637,12 @@ class ControlPlan:
 
     def _decoded(self, video: Path) -> str:
         """The key that decoding a control video as the video itself is decoded would have."""
-        plan, known = self.plan, KnownVideo.of(video, self.plan.store)
-        spec, info = plan.decode.spec, known.info
+        plan, spec = self.plan, self.plan.decode.spec
+        if plan.given:  # it is checked where the run is, and not here
+            self.given.append(plan.given[len(self.given)])
+            return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, {"video": self.given[-1]}).hex
+        known = KnownVideo.of(video, plan.store)
+        info = known.info
         if info.declared_frames != plan.video.declared_frames:
             raise InputError(
                 f"--control-video {video} has {info.declared_frames} frames and the video has "
@@ -645,6 +654,7 @@ class ControlPlan:
                 f"--control-video {video} is {info.width}×{info.height} and the edit {wide}×{high}; give "
                 "control images of the edit's size, or choose it with --size"
             )
+        self.given.append(known.key)
         return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, {"video": known.key}).hex
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from store.artifact import Artifact
-from store.errors import InputError
+from store.errors import InputError, TokenflowError
 from store.layout import human_bytes, write_whole
 from store.records import Record
 from store.store import Store
@@ -106,7 +107,7 @@ def contents(store: Store, run: Row, method: str) -> Row:
     clips = [frames, *(edit.clip for edit in edits)]
     shown = Shown.of(frames, len(clips))
     scenes = scenes_of(store, frames, Path(run["config"]["video"]), run["video"])
-    steady = steadiness(clips, scenes, method)
+    steady = steadiness(clips, scenes, method, cuts_of(store, run))
     prompts = [edit.prompt for edit in edits]
     names = ["source", *prompts]
     lines = [(name, css(place), steady.errors[place].tolist()) for place, name in enumerate(names)]
@@ -131,6 +132,15 @@ def contents(store: Store, run: Row, method: str) -> Row:
         "settings": settings(run, edits, shown),
         "commands": commands(run),
     }  # fmt: skip
+
+
+def cuts_of(store: Store, run: Row) -> tuple[int, ...]:
+    """Frames at which a new shot begins, as the run's field has them; none where its record is not there."""
+    key = next((row["key"] for row in run["stages"] if row["stage"] == "match_tokens"), None)
+    with suppress(TokenflowError):
+        spec: Any = store.resolve(key).recipe.spec if key else {}
+        return tuple(spec.get("cuts", ()))
+    return ()
 
 
 def clips_of(store: Store, run: Row) -> tuple[Artifact, list[Edit]]:

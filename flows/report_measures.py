@@ -49,10 +49,11 @@ class Confidence:
     by_step: Values
 
 
-def steadiness(clips: Sequence[Artifact], scenes: Any, method: str) -> Steadiness:
+def steadiness(clips: Sequence[Artifact], scenes: Any, method: str, cuts: Sequence[int] = ()) -> Steadiness:
     """Warp errors of `clips`, the source first, along its motion: exact where its `scenes` are known, else estimated.
 
     method   of estimating: auto, raft or dis
+    cuts     frames at which a new shot begins, whose errors are NaN
     """
     count, height = clips[0]["rgb"].shape[:2]
     estimator = None
@@ -65,8 +66,11 @@ def steadiness(clips: Sequence[Artifact], scenes: Any, method: str) -> Steadines
         block = slice(start, min(count, start + FRAMES_AT_A_TIME + 1))
         for mine, values in zip(errors, _warp_errors(clips, block, scenes, estimator, height), strict=True):
             mine.append(values)
+    joined = [np.concatenate(mine) for mine in errors]
+    for values in joined:
+        values[[cut - 1 for cut in cuts]] = np.nan
     motion = f"estimated with {estimator.name}" if estimator else "known exactly, since the clip was rendered"
-    return Steadiness(motion, [np.concatenate(mine) for mine in errors])
+    return Steadiness(motion, joined)
 
 
 def _warp_errors(clips: Sequence[Artifact], block: slice, scenes: Any, estimator: Any, height: int) -> list[Values]:

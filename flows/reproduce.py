@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stages.media.encoding import HOLDS, Encoding
 from store.errors import InputError
 from store.keys import ArtifactKey
 from store.records import software
@@ -19,11 +20,13 @@ from .sidecar import Sidecar, read_sidecar
 
 
 def plan_again(
-    file: Path, store: Store, runtime: RuntimeConfig, *, video: Path | None = None, model: str | None = None
-) -> tuple[Plan, Sidecar]:
+    file: Path, store: Store, runtime: RuntimeConfig, *, video: Path | None = None, model: str | None = None,
+    output: Path | None = None,
+) -> tuple[Plan, Sidecar]:  # fmt: skip
     """The plan of the run whose sidecar is `file`, and that sidecar.
 
     video, model   where they are now; as the sidecar names them without
+    output         the clip, if it has another name: one whose ending holds no such codec is written in its own
     raises         InputError where the sidecar is damaged, the video or the model is missing or has other bytes, or a
                    stage computes something else than it did then
     """
@@ -36,9 +39,10 @@ def plan_again(
     now = find_model(name, store, runtime.allow_pickle, adapters_of(sidecar.config))
     what = f"the model {name}" + (" with its LoRAs and embeddings" if now.adapters else "")
     _check_bytes(what, now.key, sidecar.model.key, file, "--model NAME")
-    encoded = runtime.model_copy(update={**dict(sidecar.encoding), "codec": sidecar.encoding.codec or "auto"})
+    encoding, otherwise = _encoding(sidecar, output)
+    encoded = runtime.model_copy(update={**dict(encoding), "codec": encoding.codec or "auto"})
     plan = Plan(_config(sidecar, place, name), encoded, store)
-    plan.notes = [note for note in (other_software(sidecar),) if note]
+    plan.notes = [note for note in (other_software(sidecar), otherwise) if note]
     for node, then in zip([node for node in plan.nodes if node.stage in STAGES], sidecar.recipes, strict=True):
         _check_recipe(then, node.key, sidecar, file)
     return plan, sidecar
@@ -80,6 +84,18 @@ def other_software(sidecar: Sidecar) -> str | None:
         if (then := sidecar.software.get(name)) != now[name]
     ]
     return f"the keys are the same, but floats may be rounded otherwise: {'; '.join(others)}" if others else None
+
+
+def _encoding(sidecar: Sidecar, output: Path | None) -> tuple[Encoding, str | None]:
+    """What the clip is written as, and one sentence where that is not what it was."""
+    then = sidecar.encoding
+    codec = then.codec or HOLDS.get(Path(sidecar.clip.name).suffix.lower(), (None,))[0]
+    held = HOLDS.get(output.suffix.lower()) if output else None
+    if held is None or codec in held:
+        return then, None
+    quality = None if "png" in held else then.quality
+    what = f"a {output.suffix.lower()} file" if output and output.suffix else "a folder of pictures"
+    return Encoding(codec=held[0], quality=quality), f"{what} holds no {codec}: the clip is written as {held[0]}"
 
 
 def _config(sidecar: Sidecar, video: Path, model: str) -> EditConfig:

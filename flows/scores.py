@@ -51,7 +51,7 @@ class Scorer:
         prompt = str(plan.config.prompts[0])
         what = " ".join([
             f"scores {VERSION}", edit.digest, frames.digest, plan.model.key, self.estimator.name,
-            self._truth(plan.config.video), self._clip_identity, prompt,
+            self._truth(plan.config.video), self._clip_identity, prompt, *_named(plan.match.spec.cuts),
         ])  # fmt: skip
         kept: Any = self.store.remembered(what, lambda: self._measured(plan, edit, frames, prompt))
         return dict(kept)
@@ -69,12 +69,13 @@ class Scorer:
 
     def _known_of(self, plan: Plan, frames: Artifact) -> Known:
         """What is known of the source: kept for the edits that follow, which mostly have the same."""
-        name = f"{frames.digest} {plan.model.key}"
+        cuts: tuple[int, ...] = plan.match.spec.cuts
+        name = " ".join([frames.digest, plan.model.key, *_named(cuts)])
         if self._known is None or self._known[0] != name:
             source, backbone = frames["rgb"][:], load_backbone(plan)
             floor = backbone.decode(backbone.encode(source))
             spec: Any = plan.decode.spec
-            self._known = name, Known.of(Clip(video=plan.config.video), spec, source, floor, self.estimator)
+            self._known = name, Known.of(Clip(video=plan.config.video), spec, source, floor, self.estimator, cuts)
         return self._known[1]
 
     def _truth(self, video: Path) -> str:
@@ -95,6 +96,11 @@ class Scorer:
         if not name or not Path(name).is_dir():
             return name or "without"
         return self.store.folder_hash(name, sorted(path.name for path in Path(name).iterdir() if path.is_file()))
+
+
+def _named(cuts: tuple[int, ...]) -> list[str]:
+    """Cuts in the name of what is remembered: none of a clip without, whose scores were taken before there were any."""
+    return [f"cuts {','.join(map(str, cuts))}"] if cuts else []
 
 
 def columns(rows: list[Mapping[str, Any]]) -> list[str]:

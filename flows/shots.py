@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,28 @@ from store.errors import InputError
 from store.keys import ArtifactKey
 from store.store import Store
 
+Watch = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""Is told what is looked for, and in how many frames; gives whom to tell that so many more were looked at."""
+
+
+def _unwatched(what: str, frames: int) -> AbstractContextManager[Callable[[int], object]]:
+    return nullcontext(int)
+
+
+watch: ContextVar[Watch] = ContextVar("watch", default=_unwatched)  # a plan is made at many places, and for few to see
+
 
 class SeenClip:
     """The frames of a clip that is to be decoded, looked at while a run is planned; what was seen is remembered.
 
     source   the video; None where it is not here, and its frames are in the store or nowhere
+    frames   of the clip, as its container tells
     """
 
-    def __init__(self, spec: decode_frames.Spec, key: ArtifactKey, source: Path | None, store: Store) -> None:
-        self.spec, self.key, self.source, self.store = spec, key, source, store
+    def __init__(
+        self, spec: decode_frames.Spec, key: ArtifactKey, source: Path | None, store: Store, frames: int
+    ) -> None:  # fmt: skip
+        self.spec, self.key, self.source, self.store, self.frames = spec, key, source, store, frames
 
     def cuts(self) -> tuple[int, ...]:
         """The frames of the clip at which a new shot begins."""
@@ -32,7 +47,8 @@ class SeenClip:
         def look() -> JsonValue:
             from stages.measures.cuts import cuts_of
 
-            return [*cuts_of(self._frames("--cuts none or --cuts 12,48"))]
+            with self._watched("cuts", "--cuts none or --cuts 12,48") as frames:
+                return [*cuts_of(frames)]
 
         found: Any = self.store.remembered(f"cuts 1 {self.key.hex}", look)
         return tuple(found)
@@ -43,10 +59,21 @@ class SeenClip:
         def look() -> JsonValue:
             from stages.measures.cuts import motion_of
 
-            return [*motion_of(self._frames("--keyframe-placement interval"))]
+            with self._watched("motion", "--keyframe-placement interval") as frames:
+                return [*motion_of(frames)]
 
         found: Any = self.store.remembered(f"motion 1 {self.key.hex}", look)
         return list(found)
+
+    @contextmanager
+    def _watched(self, what: str, way_out: str) -> Iterator[Iterator[Any]]:
+        def told() -> Iterator[Any]:
+            for rgb in self._frames(way_out):
+                yield rgb
+                seen(1)
+
+        with watch.get()(f"looking for {what}", self.frames) as seen:
+            yield told()
 
     def _frames(self, way_out: str) -> Iterator[Any]:
         """rgb (height, width, channel) uint8: the same ones, from the video or from the store."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -119,6 +120,30 @@ def byte_bar(title: str) -> Iterator[tuple[Callable[[int], None], Callable[[int]
     with Progress(*columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal) as bars:
         task = bars.add_task(title, total=None)
         yield lambda total: bars.update(task, total=total), lambda done: bars.advance(task, done)
+
+
+@contextmanager
+def looking_shown() -> Iterator[None]:
+    """While this block runs a plan that has to look at a video's frames shows how far it is."""
+    from .shots import watch
+
+    token = watch.set(_frame_bar)
+    try:
+        yield
+    finally:
+        watch.reset(token)
+
+
+@contextmanager
+def _frame_bar(title: str, frames: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while frames are looked at, gone afterwards."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    shown = Progress(
+        *columns, TimeRemainingColumn(), console=stderr, disable=not stderr.is_terminal, transient=True
+    )  # fmt: skip
+    with shown as bars:
+        task = bars.add_task(title, total=frames)
+        yield lambda done: bars.advance(task, done)
 
 
 def say(sentence: str) -> None:

@@ -28,12 +28,14 @@ class KnownVideo(Frozen):
     key         "blake3:" and the hash of the file's bytes
     mask_key    the same of its mask's files, where these are not here either
     bars        black bars that were found around its picture
+    given       the same as the key, of its control videos in the order of their controls
     """
 
     key: str
     info: VideoInfo
     mask_key: str | None = None
     bars: Bars | None = None
+    given: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, file: Path, store: Store) -> KnownVideo:

@@ -1,6 +1,9 @@
 """Leases: keys that somebody is using, said by a file whose time is renewed while it is so.
 
-leases/<uuid>.json   keys, and who holds them; older than a minute without being renewed, its holder is dead
+leases/<uuid>.json   keys, and who holds them: who has the file locked, or has renewed it within the last minute
+
+The lock is the kernel's, and goes with the process: one whose machine slept, or whose clock was set, holds its lease
+all the same, whatever its host is called. The time is for other hosts, and for where files have no locks.
 
 A collection decides and removes under `exclusive`, which a lease takes to begin and a draft to commit: so nothing slips
 in between looking and removing.
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -93,12 +97,13 @@ def leased(layout: Layout, keys: Iterable[str]) -> Iterator[None]:
     here = Holder.here()
     text = Lease(host=here.host, pid=here.pid, started=here.started, keys=tuple(sorted(set(keys)))).model_dump_json()
     path = layout.leases / f"{uuid.uuid4().hex}.json"
-    over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(path, text, over), name="lease", daemon=True)
+    over, lock = threading.Event(), _Lock(path)
+    beating = threading.Thread(target=_beat, args=(path, text, over, lock), name="lease", daemon=True)
     with suppress(OSError):
         layout.leases.mkdir(exist_ok=True)
         with exclusive(layout):
             write_whole(path, text)
+            lock.take()
         beating.start()
     try:
         yield
@@ -108,10 +113,11 @@ def leased(layout: Layout, keys: Iterable[str]) -> Iterator[None]:
             beating.join()
         with suppress(OSError):
             path.unlink(missing_ok=True)
+        lock.free()
 
 
 def live_leases(layout: Layout) -> list[Lease]:
-    """Leases whose holder renewed them within the last minute."""
+    """Leases whose holder lives, on this machine, or renewed them within the last minute."""
     found = []
     for path in layout.leases.glob("[0-9a-f]*.json"):
         with suppress(OSError, ValidationError):
@@ -121,7 +127,7 @@ def live_leases(layout: Layout) -> list[Lease]:
 
 
 def stale_leases(layout: Layout) -> list[Path]:
-    """Files of leases that nobody renews any more, and what a killed process left half written."""
+    """Files of leases whose holders are dead, and what a killed process left half written."""
     found = []
     for path in layout.leases.glob("*") if layout.leases.is_dir() else ():
         with suppress(OSError):
@@ -131,14 +137,62 @@ def stale_leases(layout: Layout) -> list[Path]:
 
 
 def _is_stale(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > SECONDS_TO_LIVE
+    return time.time() - path.stat().st_mtime > SECONDS_TO_LIVE and not _is_locked(path)
 
 
-def _beat(path: Path, text: str, over: threading.Event) -> None:
-    """Renew a lease until it is over; one that was taken for dead, as after a sleep of the machine, is written anew."""
+class _Lock:
+    """A file locked by this process until it ends, by the kernel; where that cannot be, nothing is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: int | None = None
+
+    def take(self) -> None:
+        """Lock the file that has the path now."""
+        self.free()
+        with suppress(OSError):
+            self.file = os.open(self.path, os.O_RDWR)
+            _flock(self.file, wait=True)
+
+    def free(self) -> None:
+        """Lock nothing any more."""
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process of this machine has the file locked; False where that cannot be known."""
+    with suppress(PermissionError, FileNotFoundError, IsADirectoryError):
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            _flock(file, wait=False)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+        finally:
+            os.close(file)
+    return False
+
+
+def _flock(file: int, wait: bool) -> None:
+    """Lock an open file for as long as it is open; nothing on Windows, where the time alone tells.
+
+    raises   BlockingIOError where another has it and `wait` is False
+    """
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _beat(path: Path, text: str, over: threading.Event, lock: _Lock) -> None:
+    """Renew a lease until it is over; one that was removed is written anew."""
     while not over.wait(SECONDS_BETWEEN_BEATS):
         with suppress(OSError):
             try:
                 os.utime(path)
             except FileNotFoundError:
                 write_whole(path, text)
+                lock.take()

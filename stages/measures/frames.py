@@ -6,6 +6,7 @@ Frames are rgb (frame, height, width, 3), uint8 or float in [0, 1]. Motion is ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +53,19 @@ def warped(frames: Tensor, displacement: Tensor) -> Tensor:
     return seen.permute(0, 2, 3, 1)
 
 
-def warp_errors(frames: Frames, motion: Motion) -> Tensor:
+def warp_errors(frames: Frames, motion: Motion, cuts: Sequence[int] = ()) -> Tensor:
     """Per pair of neighbours, the mean squared difference of frame i + 1 and frame i warped onto it, where visible.
 
     RGB in [0, 1]; multiply by 1000 for the unit that is printed. NaN for a pair with nothing visible.
+
+    cuts   frames at which a new shot begins: nothing of the frame before is seen in them, so their pairs are NaN
     Source: TokenFlow (arXiv 2307.10373), section 5.1, there with flow estimated by RAFT.
     """
     values = unit(frames)
     difference = (warped(values[:-1], motion.backward) - values[1:]).square().mean(-1)
-    return (difference * motion.visible).sum((1, 2)) / motion.visible.sum((1, 2))
+    errors = (difference * motion.visible).sum((1, 2)) / motion.visible.sum((1, 2))
+    errors[[cut - 1 for cut in cuts]] = torch.nan
+    return errors
 
 
 def psnr(frames: Frames, truth: Frames, mask: Tensor | None = None) -> Tensor:

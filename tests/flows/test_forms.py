@@ -91,6 +91,8 @@ def test_every_field_of_a_form_has_a_title_and_a_kind(start: Start, api: str, na
 
 GIVEN = {"video": "clip.mp4", "prompts": ["a statue"]}
 TRIED = {"videos": ["clip.mp4"], "prompts": ["a statue"]}
+CACHED = {"video": "blake3:3f2a91c0", "prompts": ["a statue"]}
+HELD = {"editor": "controlnet", "controls": [{"kind": "canny", "strength": 0.8}]}
 
 
 @pytest.mark.parametrize(
@@ -100,8 +102,11 @@ TRIED = {"videos": ["clip.mp4"], "prompts": ["a statue"]}
         ("edit-video", {"config": EditConfig.model_validate(GIVEN).model_dump(mode="json")}),
         ("edit-video", {"config": GIVEN, "runtime": CPU.model_dump(mode="json"), "store": None, "output": "o.mp4"}),
         ("prepare-video", {"config": {"video": "clip.mp4"}}),
-        ("edit-cached", {"edit": {"video": "blake3:3f2a91c0", "prompts": ["a statue"]}}),
-        ("sweep", {"sweep": TRIED | {"settings": [{"preset": "fast"}, {"editor": "sdedit"}]}}),
+        ("edit-cached", {"edit": CACHED}),
+        ("edit-cached", {"edit": CACHED | {"mask": "3f2a91c0", "mask_feather": 4, "loras": ["film.safetensors:0.5"]}}),
+        ("edit-cached", {"edit": CACHED | HELD}),
+        ("sweep", {"sweep": TRIED | {"settings": [{"mask_from": "cross-attention:dog"}, {"mask": "dog.png"}]}}),
+        ("sweep", {"sweep": TRIED | {"loras": ["a.safetensors"], "settings": [{"preset": "fast"}, HELD]}}),
         ("collect-garbage", {"collection": {"max_size": "20GB", "older_than": "30d"}}),
         ("collect-garbage", {}),
     ],
@@ -120,6 +125,8 @@ def test_a_form_that_is_filled_in_rightly_is_taken(start: Start, name: str, para
         ("prepare-video", {"config": {"video": "clip.mp4", "steps": 0}}, "steps"),
         ("edit-cached", {"edit": {"video": "", "prompts": ["a statue"]}}, "video"),
         ("edit-cached", {"edit": {"video": "3f2a91c0", "prompts": []}}, "prompts"),
+        ("edit-cached", {"edit": CACHED | {"controls": [{"kind": "cany"}]}}, "cany"),
+        ("edit-cached", {"edit": CACHED | {"mask_from": "attention:dog"}}, "attention:dog"),
         ("edit-cached", {"edit": {"video": "3f2a91c0", "prompts": ["x"] * 500}}, "prompts"),
         ("sweep", {"sweep": TRIED | {"videos": []}}, "videos"),
         ("sweep", {"sweep": TRIED | {"settings": [{"editor": "pnpp"}]}}, "pnpp"),

@@ -72,6 +72,35 @@ def test_a_mask_found_by_a_word_knows_the_prompt_and_the_model(
     assert len(keys) == 3
 
 
+def test_a_cached_video_is_edited_within_a_mask_of_the_store(plan: Plans, store: Store, tmp_path: Path) -> None:
+    """As the form of edit-cached asks for it, where neither the video nor the mask is there any more."""
+    from flows.deployed import cached_plan
+    from flows.forms import CachedEdit
+
+    file = drawn(tmp_path / "mask.png")
+    first = plan(mask=file, mask_feather=3)
+    edit(first, tmp_path)
+    assert first.mask is not None
+    key = first.mask.key.hex
+
+    def asked(mask: str, **more: Any) -> Plan:
+        wanted = CachedEdit(video=first.match.key.hex[:8], prompts=("another",), mask=mask, **more)
+        return cached_plan(wanted, store.place, first.runtime)
+
+    by_file = asked(str(file), mask_feather=3)
+    file.unlink()
+    by_key = asked(key[:10])
+    assert by_key.mask == by_file.mask == first.mask and by_key.config.mask == file
+    assert by_key.edits == by_file.edits
+    assert computed(edit(by_key, tmp_path)) == ["edit_keyframes", "propagate_tokens"]
+    for mask, more, said in (
+        ("0123abcd", {}, "is no file on this machine, and no mask of"),
+        (key[:10], {"mask_feather": 5}, "with another feather"),
+    ):
+        with pytest.raises(InputError, match=said):
+            asked(mask, **more)
+
+
 def test_a_local_edit_is_made_again_from_its_sidecar(plan: Plans, store: Store, tmp_path: Path) -> None:
     first = plan(mask=drawn(tmp_path / "mask.png"))
     edit(first, tmp_path)

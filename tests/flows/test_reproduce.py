@@ -61,6 +61,19 @@ def test_what_a_clip_was_written_as_is_told_and_done_again(clip: Path, tiny_fold
         output_again(tmp_path / "pictures.json", then, None, again.store)
 
 
+def test_an_ending_that_holds_no_such_codec_gets_its_own_and_that_is_said(
+    clip: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(clip, tiny_folder, tmp_path / "store", codec="hevc", pixel_format="yuv444p", quality=40)
+    run_edit(plan, tmp_path / "a.mp4", "direct")
+    for name, codec in (("again.webm", "vp9"), ("again.gif", "gif"), ("pictures", "png")):
+        output = tmp_path / name
+        again, then = plan_again(tmp_path / "a.mp4.json", plan.store, RUNTIME, output=output)
+        assert [note for note in again.notes if f"holds no hevc: the clip is written as {codec}" in note]
+        assert same_edit(then, run_edit(again, output, "direct"))
+        assert read_sidecar(output.with_name(f"{name}.json")).encoding.codec in (None, codec)
+
+
 def test_advised_and_default_values_are_written_out(clip: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """So that the sidecar still tells the truth when the model's advice is another."""
     model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))

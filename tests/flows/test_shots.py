@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from flows.config import make_config, make_runtime
+from flows.evaluate import ClipWork, Evaluator
+from flows.measure import edit_row
 from flows.plan import Plan
-from flows.shots import parse_cuts, written_cuts
+from flows.report_measures import steadiness
+from flows.shots import parse_cuts, watch, written_cuts
+from flows.suite import Clip, Suite
 from flows.videos import KnownVideo
 from stages.decode_frames import Spec as DecodeSpec
+from stages.measures.frames import warp_errors
+from stages.measures.optical_flow import choose, estimated_motion
 from store.errors import InputError
 from store.store import Store
 from tests.flows.runs import SMALL, Executed, edit, make_plan
@@ -50,10 +58,20 @@ def test_cuts_are_found_before_anything_runs_and_are_said(
     assert executed.names == []
 
 
-def test_what_was_found_is_remembered(
+def test_what_was_found_is_told_of_on_the_way_and_remembered(
     two_shots: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[tuple[str, int] | int] = []
+
+    @contextmanager
+    def watching(what: str, frames: int) -> Iterator[Callable[[int], None]]:
+        said.append((what, frames))
+        yield said.append
+
+    token = watch.set(watching)
     first = make_plan(two_shots, tiny_folder, tmp_path)
+    watch.reset(token)
+    assert said == [("looking for cuts", 13), *[1] * 13]
     monkeypatch.setattr("stages.measures.cuts.cuts_of", lambda frames: pytest.fail("looked at twice"))
     assert make_plan(two_shots, tiny_folder, tmp_path).match.key == first.match.key
 
@@ -81,6 +99,19 @@ def test_no_frame_of_an_edit_follows_another_shot(two_shots: Path, tiny_folder: 
     for step, neighbour in enumerate(field["neighbour"][:]):
         followed = field["keyframes"][step][neighbour]
         assert ((followed < CUT) == (np.arange(13) < CUT)[:, None]).all()
+
+
+def test_pairs_across_a_cut_are_in_no_warp_error(two_shots: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    clip = Clip(video=two_shots, prompts=("a red ball",))
+    suite = Suite(name="shots", options={"model": str(tiny_folder), "steps": 2}, clips=(clip,))
+    store, said = Store(tmp_path / "store"), [""]
+    known = ClipWork(Evaluator(suite, make_runtime(), store, said.append), clip, suite.settings).known
+    apart = [warp_errors(shot, estimated_motion(shot, choose())) for shot in (known.source[:CUT], known.source[CUT:])]
+    assert known.cuts == (CUT,)
+    measured = edit_row(known, known.source, None)["warp_error"]
+    assert measured == pytest.approx(1000 * float(torch.cat(apart).mean()))
+    steady = steadiness([{"rgb": known.source}], None, "auto", known.cuts)  # type: ignore[list-item]
+    assert np.isnan(steady.errors[0]).nonzero()[0].tolist() == [CUT - 1]
 
 
 def test_cuts_are_counted_as_frames_of_the_video() -> None:

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flows import clusters, one_part
 from flows.config import EditConfig, RuntimeConfig
@@ -30,6 +32,7 @@ from flows.run import run_edit
 from flows.tasks import Session
 from stages.diffusion.checks import NonFiniteLatents
 from store.errors import InputError, StoreError, TokenflowError
+from store.parts import adopt_part
 from store.store import Store
 from tests.flows.server import free_port, last_flow_run, task_runs, wait_for
 from tests.flows.test_prefect import broken_model
@@ -337,6 +340,33 @@ def test_a_worker_computes_nothing_but_what_it_is_asked(plan: Plan, monkeypatch:
     assert [name for name in plan.store.parts_place().list("parts") if name.endswith(".json")] == [
         f"parts/invert_frames-{plan.invert.key.hex}/1.json"
     ]
+
+
+def test_a_worker_has_neither_the_mask_nor_the_control_video(
+    tiny_folder: Path, control_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edit within a mask, held by two ControlNets: its last part is computed from the store alone."""
+    clip = write_clip(tmp_path / "ball.mp4", frames=5, width=32, height=32)
+    lines = write_clip(tmp_path / "lines.mp4", frames=5, width=32, height=32)
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.repeat(np.uint8([[0, 255]]), 16, 1).repeat(32, 0)).save(mask)
+    controls = [{"kind": kind, "model": str(control_folder)} for kind in ("canny", "given")]
+    controls[1]["video"] = str(lines)
+    asked: dict[str, Any] = {"mask": mask, "editor": "controlnet", "controls": controls, "steps": 2}
+    config = EditConfig(video=clip, prompts=("a blue ball",), model=str(tiny_folder), **asked)
+    plan = Plan(config, RuntimeConfig(device="cpu"), Store(tmp_path / "store"))
+    run_edit(plan, tmp_path / "out.mp4", "direct")
+    edited = plan.edits[0][1]
+    record = plan.find(edited)
+    assert record is not None
+    expected = record["rgb"][:]
+    for file in (clip, lines, mask, plan.store.layout.record(edited.stage, edited.key.hex)):
+        file.unlink()
+    monkeypatch.setattr(one_part, "SECONDS_TO_APPEAR", 0.1)
+    assert compute(json.loads(json.dumps(given(plan))), edited.key.hex, 0, Heeding())
+    with plan.store.draft(edited.key, plan.schema(edited)) as draft:
+        assert adopt_part(plan.store.parts_place(), draft, 0)
+    assert np.array_equal(draft.artifact["rgb"][:], expected)
 
 
 def test_an_address_at_which_nobody_answers_is_one_sentence(

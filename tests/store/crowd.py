@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import time
@@ -170,9 +171,29 @@ def main(scene: str, root: str) -> None:
     for process in processes:
         process.start()
     expected = len(processes) - (scene == "killed_holder")
-    print(json.dumps([answers.get(timeout=SECONDS) for _ in range(expected)]))
+    print(json.dumps(gathered(answers, processes, expected)))
     for process in processes:
         process.join(SECONDS)
+
+
+def gathered(answers: Any, processes: list[Any], expected: int) -> list[Any]:
+    """What the processes answer; one that fails ends the others, and its own traceback says why."""
+    until, found = time.monotonic() + SECONDS, []
+    while len(found) < expected:
+        with contextlib.suppress(queue.Empty):
+            found.append(answers.get(timeout=0.1))
+            continue
+        failed = [process for process in processes if process.exitcode not in (None, 0, -signal.SIGKILL)]
+        if failed or time.monotonic() > until:
+            for process in processes:
+                process.kill()
+            sys.exit(f"{', '.join(process.name for process in failed) or 'nobody'} failed; {found} answered")
+    return found
+
+
+def fails(root: str, answers: Any) -> list[Any]:
+    """One member fails while the other waits for it for ever."""
+    return [forked.Process(target=forked.Event().wait), forked.Process(target=Store(root).unpin, args=("nothing",))]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -226,16 +230,45 @@ def test_the_lease_of_a_dead_process_is_ignored_and_removed(store: Store, monkey
     assert len(done.removed) == 1
 
 
+def test_a_lease_that_slept_is_live_while_its_process_lives_and_no_longer(store: Store) -> None:
+    artifact = make_demo(store)
+    program = """
+        import signal, sys
+        from store.store import Store
+        with Store(sys.argv[1]).lease([sys.argv[2]]):
+            print("held", flush=True)
+            signal.pause()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(store.root), artifact.key]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            (path,) = store.layout.leases.iterdir()
+            holder.send_signal(signal.SIGSTOP)  # renews nothing, as where the machine sleeps
+            os.utime(path, (0, 0))
+            said = json.loads(path.read_bytes())
+            path.with_name("0" * 32 + ".json").write_text(json.dumps(said), encoding="ascii")  # nobody has it locked
+            os.utime(path.with_name("0" * 32 + ".json"), (0, 0))
+            done = collect(store, Limits(max_bytes=0))
+            assert [each.name for each in done.leftovers] == [f"leases/{'0' * 32}.json"]
+            assert not done.removed and store.leases() == {artifact.key}
+        finally:
+            holder.kill()
+    done = collect(store, Limits(max_bytes=0))
+    assert [each.name for each in done.leftovers] == [f"leases/{path.name}"]
+    assert len(done.removed) == 1
+
+
 def test_a_lease_is_renewed_while_it_is_held(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases_module, "SECONDS_BETWEEN_BEATS", 0.01)
     with store.lease(["ab" * 32]):
         (path,) = store.layout.leases.iterdir()
         os.utime(path, (0, 0))
         until = time.monotonic() + 30
-        while not store.leases() and time.monotonic() < until:
+        while not path.stat().st_mtime and time.monotonic() < until:
             time.sleep(0.01)
-        assert store.leases() == {"ab" * 32}
-        path.unlink()  # taken for dead, as after a sleep of the machine
+        assert time.time() - path.stat().st_mtime < 60
+        path.unlink()  # somebody took it for dead, as another host may after a sleep of this one
         while not store.leases() and time.monotonic() < until:
             time.sleep(0.01)
         assert store.leases() == {"ab" * 32}

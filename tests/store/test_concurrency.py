@@ -79,3 +79,8 @@ def test_readers_are_not_disturbed_by_collections(store: Store) -> None:
     assert answers["gc"]["removed"] > 0 and answers["gc"]["codes"] == ["0"]
     assert verify(store).ok
     assert not list(store.layout.trash.iterdir()) or not store.held()
+
+
+def test_a_member_of_the_crowd_that_fails_ends_the_others_and_says_why(store: Store) -> None:
+    with pytest.raises(AssertionError, match=r"'nothing' is not a whole key(.|\n)*failed"):
+        played("fails", store)
