@@ -163,14 +163,12 @@ class _Lock:
 
 def _is_locked(path: Path) -> bool:
     """Whether a process of this machine has the file locked; False where that cannot be known."""
-    with suppress(PermissionError, FileNotFoundError, IsADirectoryError):
+    with suppress(OSError):  # not ours to open, or on a file system without locks
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
             _flock(file, wait=False)
         except BlockingIOError:
             return True
-        except OSError:  # a file system without locks
-            return False
         finally:
             os.close(file)
     return False
