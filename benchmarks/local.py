@@ -97,6 +97,7 @@ def ways(clip: str, folder: Path) -> dict[str, dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--editors", nargs="+", choices=EDITORS, default=EDITORS)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     store, backbone = Store(args.store), None
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         asked = {clip: ways(clip, Path(folder)) for clip in CLIPS}
-        for editor in EDITORS:
+        for editor in args.editors:
             for way in asked["ball"]:
                 rows = []
                 for clip in CLIPS:

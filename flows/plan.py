@@ -432,6 +432,7 @@ class Plan:
                 solver=config.solver,
                 editor=editor,
                 attended_keyframes=config.attended_keyframes,
+                pictures_kept=self.mask is not None,
             ),
             {
                 "latents": (self.noise or self.invert).key.hex,

@@ -26,6 +26,7 @@ from .backbones.layout import ModelLayout
 from .diffusion.chunks import FRAMES_PER_BLOCK, blocks_of
 from .diffusion.keyframes import neighbours
 from .editing import passes
+from .editing.decoding import Decoder
 from .editing.denoising import Denoiser, EditSpec, Picture, keyframe_pictures, latents_block
 from .editing.finishing import Finish
 from .editing.resuming import NOTHING_KEPT, Scratch
@@ -139,7 +140,8 @@ def run(
         clean = torch.cat([clean, moment.edited.cpu()])
     row = {frame: place for place, frame in enumerate([*known, *others])}
     edited = clean[[row[frame] for frame in part]]
-    blocks = _blocks(part, edited, set(known), _rows_between(keyframe_edit["rgb"], first, last), backbone)
+    decode = Decoder(backbone, latents, mask if edit.pictures_kept else None)
+    blocks = _blocks(part, edited, set(known), _rows_between(keyframe_edit["rgb"], first, last), decode)
     if not spec.finishes:
         yield from blocks
         return
@@ -177,13 +179,14 @@ def run_whole(
     for moment in denoiser.trajectory("propagate_tokens", followed=support, scratch=scratch):
         put_keyframes(latents_block(moment, timesteps))
     edited = moment.edited.cpu()
+    decode = Decoder(backbone, latents, mask if edit.pictures_kept else None)
 
     def pictures() -> Iterator[Picture]:
-        for block in keyframe_pictures(edited[support], backbone, editing_keyframes):
+        for block in keyframe_pictures(support, edited[support], decode, editing_keyframes):
             put_keyframes(block)
             yield from block.values
 
-    yield from _blocks(part, edited, set(support), pictures(), backbone)
+    yield from _blocks(part, edited, set(support), pictures(), decode)
 
 
 def finish_of(
@@ -203,7 +206,7 @@ def _rows_between(rgb: Array, first: int, last: int) -> Iterator[Picture]:
             yield from rgb[max(first, block.start) : block.stop]
 
 
-def _blocks(part: range, edited: Tensor, known: set[int], pictures: Iterator[Picture], backbone: Backbone) -> Blocks:
+def _blocks(part: range, edited: Tensor, known: set[int], pictures: Iterator[Picture], decode: Decoder) -> Blocks:
     """The artifact's blocks for the frames of `part`, in their order.
 
     edited     latents (frame, c, h, w) of all of them
@@ -214,7 +217,8 @@ def _blocks(part: range, edited: Tensor, known: set[int], pictures: Iterator[Pic
         picture
         for group in groups
         for block in blocks_of(len(group))
-        for picture in backbone.decode(edited[[group[place] - part.start for place in block]])
+        for frames in [group[block.start : block.stop]]
+        for picture in decode(frames, edited[[frame - part.start for frame in frames]])
     )
     for block in blocks_of(len(part)):
         rgb = np.stack([next(pictures if part[place] in known else others) for place in block])
