@@ -1,8 +1,7 @@
 """An edit's latents as pictures, and outside of the mask the source's.
 
-Latents that are put back are not enough: the decoder looks past the mask's border, and a latent pixel on it is a mixture.
-So pictures are put together as well, of the decoded edit and the decoded source (Avrahami et al., Blended Latent Diffusion,
-arXiv 2206.02779, section 3.3, who fit the decoder to the background instead).
+Latents that are put back are not enough: the decoder looks past the mask's border, and a latent pixel on it is a
+mixture. So pictures are put together as well, of the decoded edit and the decoded source, along the mask's soft edge.
 """
 
 from __future__ import annotations
