@@ -163,7 +163,10 @@ def edit_options(
     ] = None,
     mask_from: Annotated[
         str | None,
-        typer.Option(metavar="cross-attention:WORD", help="Edit what a word of the source prompt names, nothing else."),
+        typer.Option(
+            metavar="cross-attention:WORD|sam:FOLDER@X,Y",
+            help="Edit what a word of the source prompt names, or a SAM model finds at points of the first frame.",
+        ),
     ] = None,
     keep_background: Annotated[
         str | None, typer.Option(metavar="WORD", help="Short for --mask-from cross-attention:WORD.")

@@ -1,6 +1,6 @@
 """What local edits keep and still change, with and without a mask, on the example clips.
 
-    python -m benchmarks.local --store DIR        # some minutes on one core; a store that has them: seconds
+    python -m benchmarks.local --store DIR [-o FILE.json]     # some minutes on one core; a store that has them: seconds
 
 Outside: PSNR of the edit against the source outside the object's exact mask, beside that of the autoencoder alone.
 Changed, kept: shares of frames in which the judge reads the colour as asked, and the ground as it was. Overlap: of the
@@ -10,6 +10,8 @@ mask in use with the exact one, intersection over union.
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -97,23 +99,34 @@ def ways(clip: str, folder: Path) -> dict[str, dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--editors", nargs="+", choices=EDITORS, default=EDITORS)
+    parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    measures = ("outside", "autoencoder", "changed", "kept", "overlap")
+    command = "python -m benchmarks.local --store DIR -o benchmarks/results/local.json"
+    answer: dict[str, Any] = {"command": command, "machine": f"{platform.machine()}, one thread"}
     store, backbone = Store(args.store), None
     print(f"{FRAMES} frames of {', '.join(CLIPS)}; model {pocket.model_folder().name}")
     print("| editor | edited | outside, dB | autoencoder, dB | changed | kept | overlap |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         asked = {clip: ways(clip, Path(folder)) for clip in CLIPS}
-        for editor in EDITORS:
+        for editor in args.editors:
             for way in asked["ball"]:
                 rows = []
                 for clip in CLIPS:
                     row, backbone = measured(store, clip, {"editor": editor, **asked[clip][way]}, backbone)
                     rows.append(row)
                 means = np.mean(rows, axis=0)
+                answer[f"{editor}, {way}"] = {
+                    clip: {name: round(value, 3) for name, value in zip(measures, row, strict=True) if value == value}
+                    for clip, row in zip(CLIPS, rows, strict=True)
+                }
                 numbers = [f"{mean:.1f}" for mean in means[:2]] + [f"{mean:.2f}" for mean in means[2:]]
                 print(f"| {editor} | {way} | {' | '.join(numbers).replace('nan', '–')} |", flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

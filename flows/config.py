@@ -26,7 +26,8 @@ SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-MASK_FROM = r"cross-attention:.*\S.*"
+NUMBER = r"\d*\.?\d+"
+MASK_FROM = rf"(cross-attention:.*\S.*|sam:.*\S@{NUMBER},{NUMBER}(,{NUMBER},{NUMBER})*)"
 MOST_PROMPTS = 100  # of one run: each is an edit of the whole video
 
 REPEATED = {"--prompts": "--prompt", "--loras": "--lora", "--embeddings": "--embedding"}  # given once for each value
@@ -161,8 +162,9 @@ class EditConfig(Frozen):
         None, title="Mask", description="a picture, a folder of pictures or a video: white is edited, black is kept"
     )
     mask_from: str | None = Field(
-        None, title="Mask from", description="cross-attention:WORD of the source prompt: what it names is edited",
-        json_schema_extra={"pattern": MASK_FROM, "examples": ["cross-attention:dog"]},
+        None, title="Mask from", description="cross-attention:WORD of the source prompt: what it names is edited; "
+        "sam:FOLDER@X,Y: the object at this point of the first frame",
+        json_schema_extra={"pattern": MASK_FROM, "examples": ["cross-attention:dog", "sam:sam2/@0.5,0.4"]},
     )  # fmt: skip
     mask_feather: int | None = Field(
         None, title="Mask feather", description="width of the mask's soft edge in pixels; a latent's without it", ge=0,
@@ -216,8 +218,14 @@ class EditConfig(Frozen):
         from stages.backbones.adapters import absolute  # which imports torch: whoever asks has a plan, and torch
 
         paths = {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)}
+        if self.mask_from is not None and self.mask_model is not None:
+            points = self.mask_from.rpartition("@")[2]
+            paths_in_texts = {"mask_from": f"sam:{self.mask_model.absolute()}@{points}"}
+        else:
+            paths_in_texts = {}
         return self.model_copy(
             update={name: path.absolute() for name, path in paths.items()}
+            | paths_in_texts
             | {name: tuple(absolute(text) for text in getattr(self, name)) for name in ("loras", "embeddings")}
         )
 
@@ -227,12 +235,32 @@ class EditConfig(Frozen):
         assert self.mask_from is not None, "a mask is found by words"
         return self.mask_from.partition(":")[2].strip()
 
+    @property
+    def mask_model(self) -> Path | None:
+        """The folder of the segmentation model that finds the mask; None where none does."""
+        kind, _, rest = (self.mask_from or "").partition(":")
+        return Path(rest.rpartition("@")[0]).expanduser() if kind == "sam" else None
+
+    @property
+    def mask_points(self) -> tuple[tuple[float, float], ...]:
+        """Its points on the first frame, as shares of width and height."""
+        numbers = [float(number) for number in (self.mask_from or "").rpartition("@")[2].split(",")]
+        return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
     @model_validator(mode="after")
     def _one_mask(self) -> EditConfig:
         if self.mask is not None and self.mask_from is not None:
             raise ValueError("--mask and --mask-from both say what is edited; leave one out")
         if self.mask_from is not None and not re.fullmatch(MASK_FROM, self.mask_from):
-            raise ValueError(f"--mask-from {self.mask_from!r} is not cross-attention:WORD, such as cross-attention:dog")
+            raise ValueError(
+                f"--mask-from {self.mask_from!r} is not cross-attention:WORD, such as cross-attention:dog, and not "
+                "sam:FOLDER@X,Y[,X,Y…]"
+            )
+        if self.mask_model is not None and any(share > 1 for point in self.mask_points for share in point):
+            raise ValueError(
+                f"--mask-from {self.mask_from}: a point is off the picture; X and Y are shares of its width and height "
+                "from 0 to 1, from the upper left corner"
+            )
         return self
 
     @model_validator(mode="after")

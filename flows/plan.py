@@ -29,6 +29,7 @@ from stages import (
     match_tokens,
     propagate_tokens,
     read_masks,
+    segment_masks,
 )
 from stages.backbones.layout import ModelLayout
 from stages.diffusion.chunks import FRAMES_PER_BLOCK
@@ -65,6 +66,7 @@ STAGES_BESIDE: Mapping[str, Any] = {
     "invert_ddpm": invert_ddpm,
     "read_masks": read_masks,
     "find_masks": find_masks,
+    "segment_masks": segment_masks,
 }
 """Stages that not every run has."""
 BLACK = (0, 0, 0)
@@ -359,7 +361,7 @@ class Plan:
         if node.stage == "invert_frames":
             checked = len(invert_frames.checked_frames(frames))
             return frames * int(node.spec.num_inversion_steps) * int(node.spec.evaluations) + checked * steps
-        if node.stage in ("control_frames", "read_masks"):
+        if node.stage in ("control_frames", "read_masks", "segment_masks"):
             return -(-frames // FRAMES_PER_BLOCK)
         if node.stage in ("extract_tokens", "match_tokens", "invert_ddpm"):
             return frames * steps
@@ -416,7 +418,7 @@ class Plan:
             return [self.invert]
         if node.stage == "match_tokens":
             return [self.extract] if self.keeps_tokens else [self.invert, self.extract]
-        if node.stage == "read_masks":
+        if node.stage in ("read_masks", "segment_masks"):
             return [self.decode]
         if node.stage in ("find_masks", "invert_ddpm"):
             return [self.invert]
@@ -530,6 +532,7 @@ class Plan:
                 solver=config.solver,
                 editor=editor,
                 attended_keyframes=config.attended_keyframes,
+                pictures_kept=self.mask is not None,
             ),
             {
                 "latents": (self.noise or self.invert).key.hex,

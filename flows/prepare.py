@@ -18,6 +18,7 @@ from stages import (
     invert_frames,
     match_tokens,
     read_masks,
+    segment_masks,
 )
 from store.artifact import Artifact
 from store.schemas import Blocks
@@ -131,6 +132,13 @@ def _mask(session: Session, frames: Step, latents: Step) -> Step | None:
             trained=plan.layout.schedule.num_train_timesteps, backbone=session.backbone,
         )  # fmt: skip
 
+    def segment(part: range, frames: Artifact) -> Blocks:
+        assert plan.config.mask_model is not None, "a model finds it"
+        masks = segment_masks.run(node.spec, part, frames=frames, folder=plan.config.mask_model, device=plan.device)
+        return counted(masks, session.progress)
+
+    if node.stage == "segment_masks":
+        return session.stage(node, segment, frames=frames)
     if node.stage == "read_masks":
         return session.stage(node, read, frames=frames)
     return session.stage(node, find, prompts=(node.spec.prompt,), latents=latents)

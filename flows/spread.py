@@ -38,6 +38,7 @@ READ_HERE = (
     "decode_frames",
     "control_frames",
     "read_masks",
+    "segment_masks",
 )  # stages that read files which only this machine is known to have
 TRIES = 3  # for a part whose files are lost or damaged on their way
 SECONDS_BETWEEN_LOOKS = 3  # of a worker, at whether the run is over

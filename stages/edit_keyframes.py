@@ -14,6 +14,7 @@ from store.schemas import Arrays, Blocks, Schema, Variable
 
 from .backbones import Backbone
 from .backbones.layout import ModelLayout
+from .editing.decoding import Decoding
 from .editing.denoising import Denoiser, EditSpec, keyframe_pictures, latents_block
 from .editing.resuming import NOTHING_KEPT, Scratch
 
@@ -80,4 +81,5 @@ def run(
     )  # fmt: skip
     for moment in denoiser.trajectory("edit_keyframes", followed=support, scratch=scratch):
         yield latents_block(moment, timesteps)
-    yield from keyframe_pictures(moment.edited, backbone)
+    decode = Decoding(backbone, latents, mask if spec.pictures_kept else None)
+    yield from keyframe_pictures(support, moment.edited, decode)

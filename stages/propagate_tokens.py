@@ -24,9 +24,10 @@ from store.schemas import Array, Arrays, Block, Blocks, Frozen, Schema, Variable
 from .backbones import Backbone
 from .backbones.decoders import Decoder
 from .backbones.layout import ModelLayout
-from .diffusion.chunks import FRAMES_PER_BLOCK, blocks_of
+from .diffusion.chunks import FRAMES_PER_BLOCK, blocks_of, frames_of
 from .diffusion.keyframes import neighbours, shots
 from .editing import passes
+from .editing.decoding import Decoding, blended
 from .editing.denoising import Denoiser, EditSpec, Picture, keyframe_pictures, latents_block
 from .editing.finishing import Finish
 from .editing.resuming import NOTHING_KEPT, Scratch
@@ -143,10 +144,12 @@ def run(
         clean = torch.cat([clean, moment.edited.cpu()])
     row = {frame: place for place, frame in enumerate([*known, *others])}
     edited = clean[[row[frame] for frame in part]]
+    kept = mask if edit.pictures_kept else None
     if decoder is not None:
-        yield from _decoded_anew(part, edited, decoder, cuts)
+        yield from _decoded_anew(part, edited, decoder, cuts, latents, kept)
         return
-    blocks = _blocks(part, edited, set(known), _rows_between(keyframe_edit["rgb"], first, last), backbone)
+    decode = Decoding(backbone, latents, kept)
+    blocks = _blocks(part, edited, set(known), _rows_between(keyframe_edit["rgb"], first, last), decode)
     if not spec.finishes:
         yield from blocks
         return
@@ -185,17 +188,19 @@ def run_whole(
     for moment in denoiser.trajectory("propagate_tokens", followed=support, scratch=scratch):
         put_keyframes(latents_block(moment, timesteps))
     edited = moment.edited.cpu()
+    kept = mask if edit.pictures_kept else None
+    decode = Decoding(backbone, latents, kept)
 
     def pictures() -> Iterator[Picture]:
-        for block in keyframe_pictures(edited[support], backbone, editing_keyframes):
+        for block in keyframe_pictures(support, edited[support], decode, editing_keyframes):
             put_keyframes(block)
             yield from block.values
 
     if decoder is not None:
         deque(pictures(), maxlen=0)  # the keyframes' artifact has them as the model itself shows them
-        yield from _decoded_anew(part, edited, decoder, cuts)
+        yield from _decoded_anew(part, edited, decoder, cuts, latents, kept)
         return
-    yield from _blocks(part, edited, set(support), pictures(), backbone)
+    yield from _blocks(part, edited, set(support), pictures(), decode)
 
 
 def finish_of(
@@ -215,7 +220,7 @@ def _rows_between(rgb: Array, first: int, last: int) -> Iterator[Picture]:
             yield from rgb[max(first, block.start) : block.stop]
 
 
-def _blocks(part: range, edited: Tensor, known: set[int], pictures: Iterator[Picture], backbone: Backbone) -> Blocks:
+def _blocks(part: range, edited: Tensor, known: set[int], pictures: Iterator[Picture], decode: Decoding) -> Blocks:
     """The artifact's blocks for the frames of `part`, in their order.
 
     edited     latents (frame, c, h, w) of all of them
@@ -226,7 +231,8 @@ def _blocks(part: range, edited: Tensor, known: set[int], pictures: Iterator[Pic
         picture
         for group in groups
         for block in blocks_of(len(group))
-        for picture in backbone.decode(edited[[group[place] - part.start for place in block]])
+        for frames in [group[block.start : block.stop]]
+        for picture in decode(frames, edited[[frame - part.start for frame in frames]])
     )
     for block in blocks_of(len(part)):
         rgb = np.stack([next(pictures if part[place] in known else others) for place in block])
@@ -235,8 +241,10 @@ def _blocks(part: range, edited: Tensor, known: set[int], pictures: Iterator[Pic
         yield Block("rgb", (first, 0, 0, 0), rgb)
 
 
-def _decoded_anew(part: range, edited: Tensor, decoder: Decoder, cuts: Sequence[int]) -> Blocks:
-    """The artifact's blocks for the frames of `part`, all of them decoded by `decoder`.
+def _decoded_anew(
+    part: range, edited: Tensor, decoder: Decoder, cuts: Sequence[int], latents: Arrays, mask: Arrays | None
+) -> Blocks:
+    """The artifact's blocks for the frames of `part`, all of them decoded by `decoder`, outside of `mask` the source's.
 
     What it sees together is of one shot and one window of the stage, whatever `part` is: bytes do not depend on it.
     """
@@ -244,7 +252,12 @@ def _decoded_anew(part: range, edited: Tensor, decoder: Decoder, cuts: Sequence[
     runs = [range(max(0, run.start - part.start), run.stop - part.start) for run in shots(part.stop, borders)]
     runs = [run for run in runs if run.stop > 0]
     pictures = decoder.pictures(edited, runs)
+    if mask is not None:
+        of_source = decoder.pictures(torch.from_numpy(frames_of(latents["clean_latents"], part)).float(), runs)
     for block in blocks_of(len(part)):
-        first = part[block.start]
-        yield Block("latents", (first, 0, 0, 0), edited[block.start : block.stop].numpy())
-        yield Block("rgb", (first, 0, 0, 0), np.stack([next(pictures) for _ in block]))
+        frames = part[block.start : block.stop]
+        rgb = np.stack([next(pictures) for _ in block])
+        if mask is not None:
+            rgb = blended(rgb, np.stack([next(of_source) for _ in block]), frames_of(mask["mask"], frames))
+        yield Block("latents", (frames.start, 0, 0, 0), edited[block.start : block.stop].numpy())
+        yield Block("rgb", (frames.start, 0, 0, 0), rgb)

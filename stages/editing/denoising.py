@@ -37,6 +37,7 @@ from ..diffusion.heaps import give_back_holes
 from ..diffusion.patching import Hook, patched
 from ..diffusion.solvers import Sampling
 from .controlling import Controlling
+from .decoding import Decoding
 from .masking import in_latents, put_back
 from .passes import Stretch, apart, spans, stretches
 from .reading import read_ahead
@@ -60,9 +61,10 @@ class EditSpec(Frozen):
                                     branch alone is run (Kynkäänniemi et al., arXiv 2404.07724)
     guidance_rescale                how far guidance is kept from raising contrast, see `ddim.guided`
     feature_reuse                   every how many steps the whole UNet is executed, see `reuse`
+    pictures_kept                   outside of the mask the pictures too are the source's, see `decoding`
     """
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"guidance_rescale"})
+    left_out: ClassVar[frozenset[str]] = frozenset({"guidance_rescale", "pictures_kept"})
 
     prompt: str
     negative_prompt: str = ""
@@ -74,6 +76,7 @@ class EditSpec(Frozen):
     editor: editors.EditorChoice
     attended_keyframes: int = Field(8, ge=1, le=4096)  # beyond so many, see `keyframe_groups`
     solver: Solver = "ddim"
+    pictures_kept: bool = False
 
     @model_validator(mode="after")
     def _in_order(self) -> EditSpec:
@@ -441,8 +444,9 @@ def latents_block(moment: Moment, timesteps: tuple[int, ...]) -> Block:
 
 
 def keyframe_pictures(
-    edited: Tensor, backbone: Backbone, editing: Callable[[], AbstractContextManager[None]] = nullcontext
-) -> Iterator[Block]:
+    support: Sequence[int], edited: Tensor, decode: Decoding,
+    editing: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[Block]:  # fmt: skip
     """The support's pictures as the artifact of edit_keyframes holds them, decoded when they are asked for.
 
     edited    latents (frame, c, h, w) of the support
@@ -450,7 +454,7 @@ def keyframe_pictures(
     """
     for block in blocks_of(len(edited)):
         with editing():
-            rgb = backbone.decode(edited[block.start : block.stop])
+            rgb = decode(support[block.start : block.stop], edited[block.start : block.stop])
         yield Block("rgb", (block.start, 0, 0, 0), rgb)
 
 

@@ -16,6 +16,7 @@ from flows.reproduce import plan_again
 from store.errors import InputError
 from store.store import Store
 from tests.flows.runs import Executed, computed, edit
+from tests.tiny.segmenters import save_sam
 
 Plans = Callable[..., Plan]
 
@@ -55,6 +56,13 @@ def test_a_mask_is_named_by_its_bytes_not_by_its_path(plan: Plans, tmp_path: Pat
     drawn(folder / "a.png")
     assert plan(mask=folder).nodes[-1].key == one, "one picture is one picture"
     assert plan().nodes[-1].key != one
+
+
+def test_pictures_are_kept_where_there_is_a_mask_and_no_other_key_knows_of_it(plan: Plans, tmp_path: Path) -> None:
+    keyframes, _ = plan(mask=drawn(tmp_path / "mask.png")).edits[0]
+    assert keyframes.spec.pictures_kept
+    assert keyframes.key.spec["pictures_kept"] is True
+    assert "pictures_kept" not in plan().edits[0][0].key.spec
 
 
 def test_a_mask_found_by_a_word_knows_the_prompt_and_the_model(
@@ -101,6 +109,23 @@ def test_a_cached_video_is_edited_within_a_mask_of_the_store(plan: Plans, store:
             asked(mask, **more)
 
 
+def test_a_mask_found_at_a_point_is_keyed_by_the_point_and_the_models_bytes(
+    plan: Plans, store: Store, tmp_path: Path, executed: Executed
+) -> None:
+    asked = {"mask_from": f"sam:{save_sam(tmp_path / 'sam')}@0.5,0.5"}
+    first = plan(**asked)
+    assert "segment_masks" in computed(edit(first, tmp_path))
+    again, _ = plan_again(next(tmp_path.glob("*.mp4.json")), store, first.runtime)
+    assert again.nodes[-1].key == first.nodes[-1].key
+    moved = save_sam(tmp_path / "elsewhere")
+    same = plan(mask_from=f"sam:{moved}@.50,0.5")
+    assert same.nodes[-1].key == first.nodes[-1].key, "the same bytes in another folder"
+    others = [plan(mask_from=f"sam:{moved}@0.5,0.6"), plan(mask_from=f"sam:{save_sam(moved, seed=1)}@0.5,0.5")]
+    assert len({each.nodes[-1].key.hex for each in (first, *others)}) == 3
+    with pytest.raises(InputError, match=r"no config\.json"):
+        plan(mask_from=f"sam:{tmp_path / 'none'}@0.5,0.5")
+
+
 def test_a_local_edit_is_made_again_from_its_sidecar(plan: Plans, store: Store, tmp_path: Path) -> None:
     first = plan(mask=drawn(tmp_path / "mask.png"))
     edit(first, tmp_path)
@@ -118,6 +143,9 @@ def test_a_local_edit_is_made_again_from_its_sidecar(plan: Plans, store: Store, 
         ({"mask": "m.png", "mask_from": "cross-attention:dog"}, "both say what is edited"),
         ({"mask_from": "dog"}, "is not cross-attention:WORD"),
         ({"mask_from": "cross-attention: "}, "is not cross-attention:WORD"),
+        ({"mask_from": "sam:folder"}, "not sam:FOLDER@X,Y"),
+        ({"mask_from": "sam:folder@0.5"}, "not sam:FOLDER@X,Y"),
+        ({"mask_from": "sam:folder@0.5,1.2"}, "a point is off the picture"),
         ({"mask_feather": -1}, "--mask-feather -1"),
     ],
 )

@@ -18,6 +18,7 @@ from pocket.truth import read_truth
 from pocket.world import render
 from stages import decode_frames, find_masks, read_masks
 from stages.backbones.stable_diffusion import Runtime, load
+from stages.editing.decoding import blended
 from stages.editing.masking import in_latents, put_back, softened
 from store.errors import InputError
 from tests.stages.clips import write_clip
@@ -161,6 +162,31 @@ def test_a_local_edit_is_the_same_in_two_stages_and_at_once(prepared: Prepared) 
     apart = propagate(local, spec, keyframes)["latents"]
     together = edit_at_once(local, spec)[1]["latents"]
     assert np.abs(apart - together).max() < 2e-4
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_outside_of_the_mask_pictures_are_the_decoded_source(prepared: Prepared, at_once: bool) -> None:
+    local, spec = masked(prepared, 16), edit_spec(pictures_kept=True)
+    keyframes, edited = edit_at_once(local, spec) if at_once else (edit_of_keyframes(local, spec), edit(local, spec))
+    source = prepared.backbone.decode(torch.from_numpy(prepared.latents["clean_latents"]))
+    alone = prepared.backbone.decode(torch.from_numpy(edited["latents"]))
+    assert np.array_equal(edited["rgb"][:, :, :16], source[:, :, :16])
+    assert np.abs(edited["rgb"][:, :, 16:].astype(int) - alone[:, :, 16:]).max() <= 1
+    assert (edited["rgb"][:, :, 16:] != source[:, :, 16:]).any()
+    assert np.array_equal(keyframes["rgb"][:, :, :16], source[prepared.field["support"]][:, :, :16])
+
+
+def test_without_it_the_decoder_carries_the_edit_over_the_border(prepared: Prepared) -> None:
+    source = prepared.backbone.decode(torch.from_numpy(prepared.latents["clean_latents"]))
+    shown = edit(masked(prepared, 16), edit_spec())["rgb"]
+    assert (shown[:, :, :16] != source[:, :, :16]).any()
+
+
+@given(share=st.integers(0, 255), edited=st.integers(0, 255), source=st.integers(0, 255))
+def test_pictures_are_mixed_as_the_mask_says(share: int, edited: int, source: int) -> None:
+    one, other = (np.full((1, 2, 2, 3), level, np.uint8) for level in (edited, source))
+    mixed = blended(one, other, np.full((1, 2, 2), share, np.uint8))
+    assert np.abs(mixed - (source + (edited - source) * share / 255)).max() <= 0.5 + 1e-4
 
 
 # found by a word
