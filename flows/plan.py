@@ -31,6 +31,7 @@ from stages.diffusion.chunks import FRAMES_PER_BLOCK
 from stages.diffusion.ddim import inversion_timesteps, timesteps
 from stages.diffusion.keyframes import adaptive_starts
 from stages.editing.resuming import STATES_KEPT
+from stages.media.picture_folders import pictures_in, size_of
 from stages.media.video import choose_size, parse_frames, step_for
 from store.artifact import Artifact
 from store.errors import InputError
@@ -503,7 +504,7 @@ class ControlPlan:
                 else "--editor controlnet needs a control; say for example --control canny"
             )  # fmt: skip
         self.files = [find_control(control, plan.model, plan.store, plan.runtime.allow_pickle) for control in controls]
-        self.videos: dict[str, Path] = {}  # key in hex → the control video
+        self.videos: dict[str, Path] = {}  # key in hex → the control video, or folder
         self.annotators: dict[str, str] = {}  # key in hex → folder of the detector's weights
         self.shown = [self._node(control) for control in controls]
 
@@ -537,20 +538,27 @@ class ControlPlan:
         return node
 
     def _decoded(self, video: Path) -> str:
-        """The key that decoding a control video as the video itself is decoded would have."""
-        plan, known = self.plan, KnownVideo.of(video, self.plan.store)
-        spec, info = plan.decode.spec, known.info
-        if info.declared_frames != plan.video.declared_frames:
+        """The key that decoding a control video, or folder, as the video itself is decoded would have."""
+        plan, spec = self.plan, self.plan.decode.spec
+        if video.is_dir():
+            files = pictures_in(video)
+            frames, sizes = len(files), {size_of(file, "--control-video") for file in files}
+            inputs = {"pictures": f"blake3:{plan.store.sequence_hash(files)}"}
+        else:
+            known = KnownVideo.of(video, plan.store)
+            frames, sizes = known.info.declared_frames, {(known.info.width, known.info.height)}
+            inputs = {"video": known.key}
+        if frames != plan.video.declared_frames:
             raise InputError(
-                f"--control-video {video} has {info.declared_frames} frames and the video has "
+                f"--control-video {video} has {frames} {'pictures' if video.is_dir() else 'frames'} and the video has "
                 f"{plan.video.declared_frames}; give one control image per frame"
             )
-        if (info.width, info.height) != (spec.width, spec.height):
+        for width, height in sorted(sizes - {(spec.width, spec.height)}):
             raise InputError(
-                f"--control-video {video} is {info.width}×{info.height} and the edit {spec.width}×{spec.height}; give "
+                f"--control-video {video} is {width}×{height} and the edit {spec.width}×{spec.height}; give "
                 "control images of the edit's size, or choose it with --size"
             )
-        return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, {"video": known.key}).hex
+        return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, inputs).hex
 
 
 def _sized(variable: Variable, frames: int) -> Variable:

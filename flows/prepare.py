@@ -19,6 +19,7 @@ from stages import (
     match_tokens,
     read_masks,
 )
+from stages.media.picture_folders import pictures_in
 from store.artifact import Artifact
 from store.schemas import Blocks
 
@@ -94,7 +95,12 @@ def prepare(session: Session) -> Prepared:
             return counted(control_frames.run(node.spec, part, frames=frames, annotator=annotator), session.progress)
 
         def take(part: range) -> Blocks:
-            pictures = decode_frames.run(plan.decode.spec, part, video=plan.controls.videos[node.key.hex])
+            place, spec = plan.controls.videos[node.key.hex], plan.decode.spec
+            if place.is_dir():
+                chosen = pictures_in(place)[spec.start : spec.stop : spec.step]
+                pictures = control_frames.read_pictures(chosen)
+            else:
+                pictures = decode_frames.run(spec, part, video=place)
             given = control_frames.run_given(node.spec, part, pictures=pictures, frames=plan.frames)
             return counted(given, session.progress)
 

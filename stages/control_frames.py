@@ -6,7 +6,8 @@ so all edits of a clip share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -18,6 +19,7 @@ from store.errors import InputError
 from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .diffusion.chunks import blocks_of
+from .media.picture_folders import read_rgba
 
 VERSION = 1
 
@@ -78,6 +80,14 @@ def run_given(spec: Spec, part: range, *, pictures: Blocks, frames: int) -> Bloc
             yield block
     if count != frames:
         raise InputError(f"there are {count} control images for {frames} frames; give a --control-video of as many")
+
+
+def read_pictures(files: Sequence[Path]) -> Blocks:
+    """Control images from pictures, one per frame, as `run_given` takes them; what is transparent is black."""
+    for block in blocks_of(len(files)):
+        rgba = np.stack([read_rgba(files[place], "--control-video") for place in block])
+        rgb = (rgba[..., :3] * (rgba[..., 3:] / 255)).round().astype(np.uint8)
+        yield Block("rgb", (block.start, 0, 0, 0), rgb)
 
 
 def check_installed(detector: Detector) -> None:
