@@ -1,7 +1,7 @@
 """Masks that the user has drawn: a picture, a folder of pictures or a video → a mask per frame.
 
-White is edited, black is kept. A picture is the mask of every frame; of a folder (in natural order of its names) or a video
-picture n is the mask of the clip's frame n, counted from the beginning of the file that is edited.
+White is edited, black is kept. A picture is the mask of every frame; of a folder (in natural order of its names) or a
+video picture n is the mask of the clip's frame n, counted from the beginning of the file that is edited.
 """
 
 from __future__ import annotations
