@@ -19,7 +19,7 @@ from stages import (
     match_tokens,
     read_masks,
 )
-from stages.media.picture_folders import pictures_in
+from stages.media.picture_folders import pictures_in, read_rgb
 from store.artifact import Artifact
 from store.schemas import Blocks
 
@@ -98,7 +98,8 @@ def prepare(session: Session) -> Prepared:
             place, spec = plan.controls.videos[node.key.hex], plan.decode.spec
             if place.is_dir():
                 chosen = pictures_in(place)[spec.start : spec.stop : spec.step]
-                pictures = control_frames.read_pictures(chosen)
+                read = (read_rgb(file, "--control-video") for file in chosen)
+                pictures = control_frames.in_blocks(read, len(chosen))
             else:
                 pictures = decode_frames.run(spec, part, video=place)
             given = control_frames.run_given(node.spec, part, pictures=pictures, frames=plan.frames)

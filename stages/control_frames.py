@@ -6,8 +6,8 @@ so all edits of a clip share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import cv2
@@ -19,7 +19,6 @@ from store.errors import InputError
 from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .diffusion.chunks import blocks_of
-from .media.picture_folders import read_rgba
 
 VERSION = 1
 
@@ -82,12 +81,10 @@ def run_given(spec: Spec, part: range, *, pictures: Blocks, frames: int) -> Bloc
         raise InputError(f"there are {count} control images for {frames} frames; give a --control-video of as many")
 
 
-def read_pictures(files: Sequence[Path]) -> Blocks:
-    """Control images from pictures, one per frame, as `run_given` takes them; what is transparent is black."""
-    for block in blocks_of(len(files)):
-        rgba = np.stack([read_rgba(files[place], "--control-video") for place in block])
-        rgb = (rgba[..., :3] * (rgba[..., 3:] / 255)).round().astype(np.uint8)
-        yield Block("rgb", (block.start, 0, 0, 0), rgb)
+def in_blocks(pictures: Iterator[Picture], count: int) -> Blocks:
+    """`count` pictures rgb (height, width, channel), one per frame, as `run_given` takes them."""
+    for block in blocks_of(count):
+        yield Block("rgb", (block.start, 0, 0, 0), np.stack([*islice(pictures, len(block))]))
 
 
 def check_installed(detector: Detector) -> None:

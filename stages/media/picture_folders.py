@@ -27,6 +27,13 @@ def read_rgba(file: Path, option: str) -> np.ndarray[Any, Any]:
         return np.asarray(picture.convert("RGBA"))
 
 
+def read_rgb(file: Path, option: str) -> np.ndarray[Any, Any]:
+    """A picture rgb (height, width, channel) uint8, black where it is transparent; InputError like `read_rgba`."""
+    rgba = read_rgba(file, option)
+    rgb: np.ndarray[Any, Any] = (rgba[..., :3] * (rgba[..., 3:] / 255)).round().astype(np.uint8)
+    return rgb
+
+
 def size_of(file: Path, option: str) -> tuple[int, int]:
     """Width and height of a picture, of which no more than its head is read; InputError like `read_rgba`."""
     with _opened(file, option) as picture:
