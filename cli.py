@@ -137,7 +137,8 @@ def edit_options(
         ),
     ] = None,
     control_video: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Control images of a --control given, one per frame.")
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Control images of a --control given: a video or a folder."),
     ] = None,
     canny_thresholds: Annotated[
         str, typer.Option(metavar="LOW-HIGH", help="Of the edges that --control canny finds.")

@@ -35,7 +35,9 @@ class Control(Frozen):
     model_config = ConfigDict(json_schema_extra=_form)
 
     kind: Kind = Field(
-        "canny", title="Kind", description="what is drawn of every frame; given: the images of a control video"
+        "canny",
+        title="Kind",
+        description="what is drawn of every frame; given: the images of a control video or folder",
     )
     model: str = Field(
         "", title="ControlNet", description="a folder, a .safetensors file or a hub id; pocket has its own for canny",
@@ -46,7 +48,9 @@ class Control(Frozen):
     low: int = Field(100, title="Low threshold", description="of canny: weaker edges are none", ge=0, le=1000)
     high: int = Field(200, title="High threshold", description="of canny: stronger edges are edges", ge=0, le=1000)
     video: Path | None = Field(
-        None, title="Control video", description="of given: its frames are the control images of the video's frames"
+        None,
+        title="Control video",
+        description="of given: a video or a folder of pictures, the control images of the video's frames",
     )
 
     @model_validator(mode="after")

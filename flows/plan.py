@@ -37,6 +37,7 @@ from stages.diffusion.ddim import inversion_timesteps, timesteps
 from stages.diffusion.keyframes import adaptive_starts
 from stages.editing.resuming import STATES_KEPT
 from stages.media.letterbox import Bars, parse_bars
+from stages.media.picture_folders import pictures_in, size_of
 from stages.media.video import OVER_BLACK, Colour, choose_size, parse_frames, step_for, survey
 from store.artifact import Artifact
 from store.errors import InputError
@@ -604,7 +605,7 @@ class ControlPlan:
                 else "--editor controlnet needs a control; say for example --control canny"
             )  # fmt: skip
         self.files = [find_control(control, plan.model, plan.store, plan.runtime.allow_pickle) for control in controls]
-        self.videos: dict[str, Path] = {}  # key in hex → the control video
+        self.videos: dict[str, Path] = {}  # key in hex → the control video, or folder
         self.annotators: dict[str, str] = {}  # key in hex → folder of the detector's weights
         self.given: list[str] = []  # keys of the control videos
         self.shown = [self._node(control) for control in controls]
@@ -639,26 +640,37 @@ class ControlPlan:
         return node
 
     def _decoded(self, video: Path) -> str:
-        """The key that decoding a control video as the video itself is decoded would have."""
+        """The key that decoding a control video, or folder, as the video itself is decoded would have."""
         plan, spec = self.plan, self.plan.decode.spec
         if plan.given:  # it is checked where the run is, and not here
             self.given.append(plan.given[len(self.given)])
             return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, {"video": self.given[-1]}).hex
-        known = KnownVideo.of(video, plan.store)
-        info = known.info
-        if info.declared_frames != plan.video.declared_frames:
+        if video.is_dir():
+            if spec.bars is not None:
+                raise InputError(
+                    f"--control-video {video} is a folder, and the video's black bars are cut off; give a control "
+                    "video, or say --letterbox keep"
+                )
+            files = pictures_in(video)
+            frames, sizes = len(files), {size_of(file, "--control-video") for file in files}
+            key = f"blake3:{plan.store.sequence_hash(files)}"
+        else:
+            known = KnownVideo.of(video, plan.store)
+            frames, sizes = known.info.declared_frames, {(known.info.width, known.info.height)}
+            key = known.key
+        if frames != plan.video.declared_frames:
             raise InputError(
-                f"--control-video {video} has {info.declared_frames} frames and the video has "
+                f"--control-video {video} has {frames} {'pictures' if video.is_dir() else 'frames'} and the video has "
                 f"{plan.video.declared_frames}; give one control image per frame"
             )
         wide, high = plan.clip_size
-        if (info.width, info.height) != (wide, high):
+        for width, height in sorted(sizes - {(wide, high)}):
             raise InputError(
-                f"--control-video {video} is {info.width}×{info.height} and the edit {wide}×{high}; give "
-                "control images of the edit's size, or choose it with --size"
+                f"--control-video {video} is {width}×{height} and the edit {wide}×{high}; give control images of the "
+                "edit's size, or choose it with --size"
             )
-        self.given.append(known.key)
-        return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, {"video": known.key}).hex
+        self.given.append(key)
+        return ArtifactKey.of("decode_frames", decode_frames.VERSION, spec, {"video": key}).hex
 
 
 def _sized(variable: Variable, frames: int) -> Variable:

@@ -20,6 +20,7 @@ from stages import (
     read_masks,
     segment_masks,
 )
+from stages.media.picture_folders import pictures_in, read_rgb
 from store.artifact import Artifact
 from store.schemas import Blocks
 
@@ -95,7 +96,13 @@ def prepare(session: Session) -> Prepared:
             return counted(control_frames.run(node.spec, part, frames=frames, annotator=annotator), session.progress)
 
         def take(part: range) -> Blocks:
-            pictures = decode_frames.run(plan.decode.spec, part, video=plan.controls.videos[node.key.hex])
+            place, spec = plan.controls.videos[node.key.hex], plan.decode.spec
+            if place.is_dir():
+                files = pictures_in(place)
+                read = (read_rgb(files[position], "--control-video") for position in plan.taken)
+                pictures = control_frames.in_blocks(read, len(plan.taken))
+            else:
+                pictures = decode_frames.run(spec, part, video=place)
             given = control_frames.run_given(node.spec, part, pictures=pictures, frames=plan.frames)
             return counted(given, session.progress)
 

@@ -6,7 +6,8 @@ so all edits of a clip share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import cv2
@@ -78,6 +79,12 @@ def run_given(spec: Spec, part: range, *, pictures: Blocks, frames: int) -> Bloc
             yield block
     if count != frames:
         raise InputError(f"there are {count} control images for {frames} frames; give a --control-video of as many")
+
+
+def in_blocks(pictures: Iterator[Picture], count: int) -> Blocks:
+    """`count` pictures rgb (height, width, channel), one per frame, as `run_given` takes them."""
+    for block in blocks_of(count):
+        yield Block("rgb", (block.start, 0, 0, 0), np.stack([*islice(pictures, len(block))]))
 
 
 def check_installed(detector: Detector) -> None:

@@ -1,7 +1,7 @@
 """Masks that the user has drawn: a picture, a folder of pictures or a video → a mask per frame.
 
-White is edited, black is kept. A picture is the mask of every frame; of a folder (in the order of its names) or a video
-picture n is the mask of the clip's frame n, counted from the beginning of the file that is edited.
+White is edited, black is kept. A picture is the mask of every frame; of a folder (in natural order of its names) or a
+video picture n is the mask of the clip's frame n, counted from the beginning of the file that is edited.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 
 from stages.media.letterbox import Bars
@@ -22,9 +22,9 @@ from store.schemas import Block, Blocks, Frozen, Schema
 
 from .diffusion.chunks import blocks_of
 from .editing.masking import mask_schema, softened
+from .media.picture_folders import PICTURES, pictures_in, read_rgba
 
 VERSION = 1
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NOISE = 16  # a grey this near to black or white is meant to be it: video codecs leave so much
 LARGEST_DISTORTION = 0.02  # of the aspect ratio
 
@@ -59,7 +59,7 @@ def mask_files(place: Path) -> list[Path]:
         if not place.is_file():
             raise InputError(f"--mask {place} does not exist; give a picture, a folder of pictures or a video")
         return [place]
-    files = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURES)
+    files = pictures_in(place)
     if not files:
         raise InputError(f"--mask {place} holds no picture ({', '.join(PICTURES)}); white is edited, black is kept")
     return files
@@ -123,11 +123,7 @@ def _chosen(spec: Spec, mask: Path, count: int) -> Iterator[Grey]:
 
 def _grey(file: Path) -> Grey:
     """A picture's mask: its lightness, and nothing where it is transparent."""
-    try:
-        with Image.open(file) as picture:
-            rgba = np.asarray(picture.convert("RGBA"))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"--mask {file} cannot be read as a picture ({error}); save it as PNG") from None
+    rgba = read_rgba(file, "--mask")
     return _clean((_luminance(rgba[..., :3]) * (rgba[..., 3] / 255)).round().astype(np.uint8))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from flows.command_line import run_command
 from flows.config import make_config
@@ -164,6 +165,53 @@ def test_control_images_may_be_given(
     assert not plan(**changed(given, video=copy)).to_compute()
     part = plan(**given, frames="1:5:2")
     assert part.schema(part.controls.nodes[0]).size("frame") == 2
+
+
+def drawn(folder: Path, count: int = 7, size: tuple[int, int] = (32, 32)) -> list[np.ndarray[Any, Any]]:
+    """A folder of pictures whose numbers are not padded: sorted as texts, 10.png would come before 4.png."""
+    folder.mkdir()
+    pictures = [np.full((*size[::-1], 3), 30 * place, np.uint8) for place in range(count)]
+    for place, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{4 + place}.png")
+    return pictures
+
+
+def test_control_images_may_be_a_folder(plan: Plans, asked: dict[str, Any], tmp_path: Path, executed: Executed) -> None:
+    pictures = drawn(tmp_path / "edges")
+    given = changed(asked, kind="given", video=tmp_path / "edges")
+    use = edit(plan(**given, frames="1:6:2"), tmp_path).uses
+    control = next(each.artifact for each in use if each.node.stage == "control_frames")
+    assert np.array_equal(control["rgb"][:], np.stack(pictures[1:6:2]))
+    shutil.copytree(tmp_path / "edges", tmp_path / "copy")
+    assert not plan(**changed(given, video=tmp_path / "copy"), frames="1:6:2").to_compute()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "copy" / "5.png")
+    changed_stages = stages_that_differ(plan(**given), plan(**changed(given, video=tmp_path / "copy")))
+    assert changed_stages == ["control_frames", "edit_keyframes", "propagate_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({"count": 6}, "6 pictures and the video has 7"),
+        ({"size": (48, 32)}, "is 48×32 and the edit 32×32"),
+        ({"count": 0}, "0 pictures"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_one_sentence(
+    plan: Plans, asked: dict[str, Any], tmp_path: Path, made: dict[str, Any], said: str
+) -> None:
+    drawn(tmp_path / "edges", **made)
+    with pytest.raises(InputError, match=said):
+        plan(**changed(asked, kind="given", video=tmp_path / "edges"))
+
+
+def test_a_picture_of_a_folder_that_cannot_be_read_is_one_sentence(
+    plan: Plans, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    drawn(tmp_path / "edges")
+    (tmp_path / "edges" / "7.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"--control-video .*7\.png cannot be read as a picture"):
+        plan(**changed(asked, kind="given", video=tmp_path / "edges"))
 
 
 @pytest.mark.parametrize(
