@@ -125,7 +125,9 @@ def edit_options(
         str | None, typer.Option(metavar="NAME", help="ddim, or dpmpp_2m: of second order, for fewer steps.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the keyframe schedule and of an editor's noise.")] = 0,
-    editor: Annotated[str, typer.Option(metavar="NAME", help="Editing base: pnp, ddpm, sdedit or controlnet.")] = "pnp",
+    editor: Annotated[
+        str, typer.Option(metavar="NAME", help="pnp, ddpm, sdedit, controlnet; per-frame, joint.")
+    ] = "pnp",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the editor, e.g. feature=0.6.")
     ] = None,

@@ -240,7 +240,8 @@ def _axis_name(name: str) -> str:
     if option in NOT_TRIED:
         raise InputError(f"--grid {name}: not varied here; prompts are given by --prompts, settings as EDITOR.SETTING")
     for editor in sorted(editors.names(), key=len, reverse=True):
-        if option.startswith((f"{editor}.", f"{editor}_")) and len(option) > len(editor) + 1:
+        known_as = editor.replace("-", "_")
+        if option.startswith((f"{known_as}.", f"{known_as}_")) and len(option) > len(editor) + 1:
             return f"{editor}.{option[len(editor) + 1 :]}"
     raise InputError(
         f"--grid {name}: neither an option ({', '.join(known)}) nor a setting of an editor, such as pnp.attention"

@@ -84,7 +84,10 @@ def over(base: Mapping[str, Any], anew: Mapping[str, Any]) -> Options:
     if anew.get("editor", base.get("editor", "pnp")) == base.get("editor", "pnp"):
         settings = {**base.get("editor_settings", {}), **settings}
     else:
-        kept.pop("controls", None)
+        from stages import editors  # which imports torch
+
+        decided = editors.schedule(base["editor"]) if base.get("editor") in editors.names() else {}
+        kept = {name: value for name, value in kept.items() if name != "controls" and name not in decided}
     return {**kept, **anew, "editor_settings": settings}
 
 

@@ -94,7 +94,8 @@ class Plan:
     def __init__(
         self, config: EditConfig, runtime: RuntimeConfig, store: Store, video: KnownVideo | None = None
     ) -> None:
-        self.config, self.runtime, self.store = config, runtime, store
+        self.config, self.runtime, self.store = self._scheduled(config), runtime, store
+        config = self.config
         self.notes: list[str] = []
         self._found: dict[str, Artifact] = {}
         known = video or KnownVideo.of(config.video, store)
@@ -566,8 +567,14 @@ class Plan:
         spec = invert_ddpm.Spec(prompt=config.source_prompt, num_steps=config.steps, seed=config.seed)
         return self._node("invert_ddpm", spec, {"latents": self.invert.key.hex, "model": self.model.key})
 
+    def _scheduled(self, config: EditConfig) -> EditConfig:
+        """The config with what its editor decides itself; an unknown editor is refused later, with its settings."""
+        if config.editor not in editors.names():
+            return config
+        return config.model_copy(update=dict(editors.schedule(config.editor)))
+
     def _editor_settings(self) -> dict[str, Any]:
-        advised = self.model.advice.editors.get(self.config.editor, {})
+        advised = self.model.advice.editors.get(editors.base(self.config.editor), {})
         used = {name: value for name, value in advised.items() if name not in self.config.editor_settings}
         if self.config.guidance_scale is None and self.model.advice.guidance_scale is not None:
             used = {"guidance_scale": self.model.advice.guidance_scale, **used}

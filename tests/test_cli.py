@@ -159,7 +159,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "model unknown id": (["--prompt", "a", "--model", "nobody/nothing"], "cannot be downloaded"),
     "editor": (
         ["--prompt", "a", "--editor", "pnpp"],
-        "no editor 'pnpp' in stages/editors; have controlnet, ddpm, pnp, sdedit",
+        "no editor 'pnpp' in stages/editors; have controlnet, ddpm, joint, per-frame, pnp, sdedit",
     ),
     "setting unknown": (["--prompt", "a", "--set", "foo=1"], "has no setting 'foo'; have attention, feature"),
     "setting out of range": (["--prompt", "a", "--set", "feature=2"], "feature 2: input should be less than"),

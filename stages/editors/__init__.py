@@ -1,4 +1,8 @@
-"""Editing bases, one file each: the file's name is the option's name, its `Spec` the settings, its `Editor` the method.
+"""Editing bases, one file each: its name, - for _, is the option's, its `Spec` the settings, its `Editor` the method.
+
+INVERSION   the stage whose latents it wants as the source's, if not those of invert_frames
+SCHEDULE    options that it decides: which frames are keyframes, and how many attend to each other
+BASE        the editor whose advised settings are its own, if not itself
 
 An editor answers three questions: where the edit starts (`first_step`, `first_latents`), what the UNet is given at a
 step (`conditions`: text, guidance, ControlNets), and what is injected from the source at a step (`injection`).
@@ -8,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -88,7 +92,7 @@ class Editor(Protocol):
 
 def names() -> list[str]:
     """The editors there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
 def choose(name: str, settings: dict[str, JsonValue]) -> EditorChoice:
@@ -113,6 +117,17 @@ def inversion(name: str) -> str | None:
     """The stage whose latents an editor wants as the source's; None: those of invert_frames."""
     stage: str | None = getattr(_module(name), "INVERSION", None)
     return stage
+
+
+def schedule(name: str) -> Mapping[str, Any]:
+    """The options that an editor decides itself, and their values."""
+    decided: Mapping[str, Any] = getattr(_module(name), "SCHEDULE", {})
+    return decided
+
+
+def base(name: str) -> str:
+    """The editor whose settings suit this one too."""
+    return str(getattr(_module(name), "BASE", name))
 
 
 def inverted(source: Source, step: int, frames: Sequence[int]) -> Tensor:
@@ -140,4 +155,4 @@ def build(choice: EditorChoice, source: Source) -> Editor:
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

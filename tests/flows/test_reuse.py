@@ -345,6 +345,16 @@ def test_every_editor_and_blend_names_another_edit(plan: Plans, control_folder: 
     assert (len(names), len(blends)) == (len(editors.names()), len(get_args(Blend)))
 
 
+@pytest.mark.parametrize(("name", "attended"), [("per-frame", 1), ("joint", 4096)])
+def test_a_baseline_decides_its_keyframes_itself(plan: Plans, name: str, attended: int) -> None:
+    one = plan(editor=name, keyframe_interval=4, keyframe_placement="adaptive")
+    other = plan(keyframe_interval=1, keyframe_offsets=1, attended_keyframes=attended)
+    assert one.match == other.match
+    mine, usual = (each.nodes[-2].spec.model_dump() for each in (one, other))
+    assert (mine["editor"].pop("name"), usual["editor"].pop("name")) == (name, "pnp")
+    assert mine == usual
+
+
 def test_no_runtime_field_moves_a_key(plan: Plans, store: Store, tmp_path: Path) -> None:
     others: dict[str, Any] = {
         "device": "cuda",
