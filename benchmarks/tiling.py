@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,7 +59,7 @@ def backbone_with(autoencoder: str) -> Any:
 
 
 def there_and_back(autoencoder: str, side: int, tiled: bool, to: Path) -> None:
-    """Encode and decode one picture in this process; prints what it cost as JSON."""
+    """Encode and decode one picture in this process; writes what came out and what it cost."""
     backbone = backbone_with(autoencoder)
     backbone.tile(tiled)
     rgb = picture(side)
@@ -67,16 +67,8 @@ def there_and_back(autoencoder: str, side: int, tiled: bool, to: Path) -> None:
     latents = backbone.encode(rgb)
     encoding = peak_mb() - before
     decoded = backbone.decode(latents)
-    np.savez(to, rgb=decoded, latents=latents.numpy())
-    print(
-        json.dumps(
-            {
-                "encode_peak_mb": encoding,
-                "peak_mb": peak_mb() - before,
-                "seconds": round(time.perf_counter() - began, 1),
-            }
-        )
-    )
+    cost = {"encode_peak_mb": encoding, "peak_mb": peak_mb() - before, "seconds": time.perf_counter() - began}
+    np.savez(to, rgb=decoded, latents=latents.numpy(), cost=json.dumps(cost))
 
 
 def compared(whole: Path, tiled: Path) -> dict[str, float]:
@@ -96,36 +88,37 @@ def compared(whole: Path, tiled: Path) -> dict[str, float]:
 def main(
     side: Annotated[list[int] | None, typer.Option()] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
-    one: Annotated[str | None, typer.Option(hidden=True, metavar="AUTOENCODER:SIDE:TILED:FILE")] = None,
 ) -> None:
     """Measure every autoencoder at every size, print the comparison, write JSON."""
-    if one:
-        name, wide, tiled, file = one.split(":", 3)
-        return there_and_back(name, int(wide), tiled == "tiled", Path(file))
-    rows: list[dict[str, Any]] = []
-    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in AUTOENCODERS:
-            for size in side or [1024, 2048]:
-                row: dict[str, Any] = {"autoencoder": name, "side": size}
-                files = {}
-                for way in ("whole", "tiled"):
-                    files[way] = Path(folder, f"{name}-{size}-{way}.npz")
-                    command = [sys.executable, "-m", "benchmarks.tiling", "--one", f"{name}:{size}:{way}:{files[way]}"]
-                    done = subprocess.run(command, env=settings, check=True, capture_output=True, text=True)
-                    row[way] = json.loads(done.stdout.splitlines()[-1])
-                rows.append(row | compared(files["whole"], files["tiled"]))
-                print(json.dumps(rows[-1]), flush=True)
-    answer = {
-        "command": f"python -m benchmarks.tiling -o {output}",
+    import diffusers  # noqa: F401 (once, for all the processes)
+    import torch
+
+    torch.set_num_threads(1)
+    sides = side or [1024, 2048]
+    answer: dict[str, Any] = {
+        "command": f"python -m benchmarks.tiling {' '.join(f'--side {each}' for each in sides)} -o {output}",
         "machine": {"cores": os.cpu_count(), "threads": 1, "device": "cpu", "python": sys.version.split()[0]},
         "kl_widths": WIDTHS,
         "tile": TILE,
-        "rows": rows,
+        "rows": [],
     }
-    if output:
-        output.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
-    return None
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sides:
+            for name in AUTOENCODERS:
+                files = {way: Path(folder, f"{name}-{size}-{way}.npz") for way in ("whole", "tiled")}
+                row: dict[str, Any] = {"autoencoder": name, "side": size}
+                for way, file in files.items():
+                    process = get_context("fork").Process(
+                        target=there_and_back, args=(name, size, way == "tiled", file)
+                    )
+                    process.start()
+                    process.join()
+                    row[way] = json.loads(str(np.load(file)["cost"]))
+                row |= compared(files["whole"], files["tiled"])
+                print(json.dumps(row), flush=True)
+                answer["rows"].append(row)
+                if output:
+                    output.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
