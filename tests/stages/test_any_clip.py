@@ -175,7 +175,7 @@ def test_a_tiled_autoencoder_gives_nearly_the_picture_of_the_whole_one(kind: str
     """Of AutoencoderKL without its norms: theirs are taken per tile, which random weights make much of.
 
     Found: an error of 12 % of the picture's own standard deviation (57 dB of 255, of a picture that is nearly grey)
-    with AutoencoderTiny, 16 % with AutoencoderKL, since tiles are small; with its norms that is another picture (15 dB).
+    with AutoencoderTiny, 16 % with AutoencoderKL, since tiles are small; with norms it is another picture (15 dB).
     """
     rgb = np.random.default_rng(1).integers(0, 255, (1, 12, 20, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     model = StableDiffusion(make_pipeline(vae="kl" if kind == "AutoencoderKL" else "tiny"), backbone.runtime)
