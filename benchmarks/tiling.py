@@ -1,6 +1,6 @@
 """What a tiled autoencoder saves and costs: pictures encoded and decoded whole and in tiles, each in its own process.
 
-    python -m benchmarks.tiling [--side 1024 --side 2048] [-o benchmarks/results/tiling.json]
+    python -m benchmarks.tiling [--side 1024 --side 1536] [-o benchmarks/results/tiling.json]
 
 Two autoencoders: the pocket model's (an AutoencoderTiny, trained), and an AutoencoderKL of Stable Diffusion's structure
 at an eighth of its widths with random weights, whose activations take an eighth of the memory. Memory is a process's
@@ -97,7 +97,7 @@ def main(
     import torch
 
     torch.set_num_threads(1)
-    sides = side or [1024, 2048]
+    sides = side or [1024, 1536]
     answer: dict[str, Any] = {
         "command": f"python -m benchmarks.tiling {' '.join(f'--side {each}' for each in sides)} -o {output}",
         "machine": {"cores": os.cpu_count(), "threads": 1, "device": "cpu", "python": sys.version.split()[0]},
