@@ -13,11 +13,11 @@ import torch
 from stages import decode_frames
 from stages.backbones.stable_diffusion import StableDiffusion
 from stages.decode_frames import Spec
-from stages.measures.frames import psnr
 from stages.media.letterbox import Bars, find_bars, parse_bars, with_bars
 from stages.media.video import VideoInfo, frames_at, pictures_at, probe, survey
 from store.errors import InputError
 from tests.stages.clips import number_of, write_clip
+from tests.tiny.models import make_pipeline
 
 MS = Fraction(1, 1000)
 NTSC = Fraction(30000, 1001)
@@ -170,22 +170,40 @@ def test_a_colour_of_ones_own_lies_under_what_is_transparent(tmp_path: Path) -> 
 # Tiles
 
 
-def test_a_tiled_autoencoder_gives_nearly_the_picture_of_the_whole_one(backbone: StableDiffusion) -> None:
-    rgb = np.random.default_rng(1).integers(0, 255, (2, 12, 20, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
-    vae = backbone.vae
+@pytest.mark.parametrize("kind", ["AutoencoderTiny", "AutoencoderKL"])
+def test_a_tiled_autoencoder_gives_nearly_the_picture_of_the_whole_one(kind: str, backbone: StableDiffusion) -> None:
+    """Of AutoencoderKL without its norms: theirs are taken per tile, which random weights make much of.
+
+    Found: an error of 12 % of the picture's own standard deviation (57 dB of 255, of a picture that is nearly grey)
+    with AutoencoderTiny, 16 % with AutoencoderKL, since tiles are small; with norms it is another picture (15 dB).
+    """
+    rgb = np.random.default_rng(1).integers(0, 255, (1, 12, 20, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    model = StableDiffusion(make_pipeline(vae="kl" if kind == "AutoencoderKL" else "tiny"), backbone.runtime)
+    vae = model.vae
     with torch.no_grad():
-        whole = backbone.encode(rgb)
-        one_tile = vae.tile_sample_min_size
-        try:
-            backbone.tile(True)
-            assert torch.allclose(backbone.encode(rgb), whole, atol=1e-5), "a frame that fits one tile is as without"
-            vae.tile_sample_min_size = 64
-            backbone.tile(True)
-            tiled, again = backbone.encode(rgb), backbone.decode(whole)
-        finally:
-            vae.tile_sample_min_size = one_tile
-            backbone.tile(False)
-        assert torch.equal(backbone.encode(rgb), whole), "and whole frames are again whole"
-        assert not torch.equal(tiled, whole)
-        assert (tiled - whole).abs().mean() < 0.05 * whole.abs().mean()
-        assert psnr(again, backbone.decode(whole)).min() > 30
+        vae.tile_sample_min_size, vae.tile_latent_min_size = 256, 256 // model.pipeline.vae_scale_factor
+        whole = model.encode(rgb)
+        model.tile(True)
+        assert torch.allclose(model.encode(rgb), whole, atol=1e-5), "a frame that fits one tile is as without"
+        vae.tile_sample_min_size, vae.tile_latent_min_size = 64, 64 // model.pipeline.vae_scale_factor
+        assert not torch.allclose(model.encode(rgb), whole, atol=1e-5)
+        model.tile(False)
+        assert torch.equal(model.encode(rgb), whole), "and whole frames are again whole"
+        if kind == "AutoencoderKL":
+            without_norms(vae)
+        whole = model.encode(rgb)
+        picture = vae.decode(whole).sample
+        model.tile(True)
+        tiled, again = model.encode(rgb), vae.decode(whole).sample
+    assert (tiled - whole).abs().mean() < 0.2 * whole.std()
+    assert (again - picture).square().mean().sqrt() < 0.2 * picture.std()
+
+
+def without_norms(vae: Any) -> None:
+    """Take out whatever looks at a whole frame: group norms, and the attention in the middle."""
+    for module in [*vae.modules()]:
+        for name, child in [*module.named_children()]:
+            if isinstance(child, torch.nn.GroupNorm):
+                setattr(module, name, torch.nn.Identity())
+    for part in (vae.encoder, vae.decoder):
+        part.mid_block.attentions[0] = None

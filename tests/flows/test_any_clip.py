@@ -1,0 +1,116 @@
+"""Whole edits of clips as people have them, on a tiny model: odd shapes, few frames, black bars, thinned masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.config import make_config, make_runtime
+from flows.one_part import given
+from flows.plan import Plan
+from flows.reproduce import plan_again
+from flows.run import Result
+from flows.sidecar import read_sidecar
+from flows.videos import KnownVideo
+from stages.media.letterbox import with_bars
+from stages.media.video import probe, read_pictures, survey
+from tests.flows.runs import Executed, edit
+from tests.stages.clips import numbered, write_clip
+
+Plans = Callable[..., Plan]
+LOSSLESS: dict[str, Any] = {"codec": "ffv1", "pixel_format": "bgr0"}
+BARS = (9, 0, 9, 0)
+
+
+def artifact(result: Result, stage: str) -> Any:
+    return next(use.artifact for use in result.uses if use.node.stage == stage)
+
+
+@pytest.mark.parametrize(
+    ("made", "size"),
+    [
+        ({"width": 35, "height": 33, "pixel_format": "yuv444p"}, (32, 32)),
+        ({"width": 64, "height": 32, "rotation": 90}, (32, 64)),
+        ({"width": 48, "height": 64, "aspect": Fraction(4, 3)}, (64, 64)),
+        ({"width": 36, "height": 64}, (36, 64)),
+        ({"width": 40, "height": 24}, (40, 24)),
+        ({"width": 32, "height": 32, "frames": 1}, (32, 32)),
+        ({"width": 32, "height": 32, "frames": 2}, (32, 32)),
+    ],
+    ids=["odd", "rotated", "not square", "portrait", "small", "one frame", "two frames"],
+)
+def test_a_clip_of_any_shape_and_length_is_edited(
+    plan: Plans, tmp_path: Path, executed: Executed, made: dict[str, Any], size: tuple[int, int]
+) -> None:
+    source = write_clip(tmp_path / "source.mp4", **({"frames": 3} | made))
+    edit(plan(source, pixel_format="yuv420p"), tmp_path)
+    then, now = probe(source), probe(tmp_path / "edit.mp4")
+    assert (now.width, now.height, now.rotation, now.frames) == (*size, 0, then.frames)
+    assert now.duration == pytest.approx(then.duration, abs=1e-3)
+
+
+@pytest.fixture
+def barred(tmp_path: Path) -> Path:
+    """Seven frames of 32 × 32 between black bars, without loss."""
+    pictures = [*with_bars(np.stack([numbered(n, 32, 32) for n in range(7)]), BARS)]
+    return write_clip(tmp_path / "bars.mkv", pictures=pictures, width=32, height=50, **LOSSLESS)
+
+
+def test_what_is_between_bars_is_edited_as_if_there_were_none(
+    plan: Plans, barred: Path, tmp_path: Path, executed: Executed
+) -> None:
+    bare = write_clip(tmp_path / "bare.mkv", frames=7, width=32, height=32, **LOSSLESS)
+    (tmp_path / "bare").mkdir()
+    alone, first = edit(plan(bare), tmp_path / "bare"), plan(barred)
+    between = edit(first, tmp_path)
+    rgb = artifact(between, "propagate_tokens")["rgb"][:]
+    assert np.array_equal(rgb, artifact(alone, "propagate_tokens")["rgb"][:])
+    shown = np.stack([picture.rgb for picture in read_pictures(survey(tmp_path / "edit.mp4"))])
+    assert shown.shape[1:3] == (50, 32)
+    assert shown[:, :6].max() <= 20 and shown[:, -6:].max() <= 20, "bars are black in what is written"
+    assert np.abs(shown[:, 9:-9].astype(int) - rgb).mean() < 8, "and the edit is where the picture was"
+
+    sidecar = tmp_path / "edit.mp4.json"
+    again, _ = plan_again(sidecar, first.store, first.runtime)
+    assert [node.key for node in again.nodes] == [node.key for node in first.nodes]
+    assert read_sidecar(sidecar).config.letterbox == "auto"
+
+
+def test_a_worker_without_the_video_knows_the_bars(plan: Plans, barred: Path) -> None:
+    here = plan(barred)
+    said = given(here)
+    barred.unlink()
+    there = Plan(
+        make_config(**said["config"]), make_runtime(**said["runtime"]), here.store,
+        KnownVideo.model_validate(said["video"]),
+    )  # fmt: skip
+    assert here.decode.spec.bars is not None
+    assert [node.key for node in there.nodes] == [node.key for node in here.nodes]
+
+
+def test_a_mask_is_drawn_on_the_picture_with_its_bars(
+    plan: Plans, barred: Path, tmp_path: Path, executed: Executed
+) -> None:
+    drawn = np.zeros((50, 32), np.uint8)
+    drawn[9:25] = 255  # the upper half of what is between
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    result = edit(plan(barred, mask=tmp_path / "mask.png", mask_feather=0), tmp_path)
+    assert np.array_equal(artifact(result, "read_masks")["mask"][:], np.broadcast_to(drawn[9:41], (7, 32, 32)))
+
+
+def test_masks_are_those_of_the_frames_that_are_taken(plan: Plans, tmp_path: Path, executed: Executed) -> None:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for n in range(7):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:, : 4 * (n + 1)] = 255
+        Image.fromarray(mask).save(folder / f"{n}.png")
+    result = edit(plan(mask=folder, mask_feather=0, fps=16), tmp_path)
+    widths = (artifact(result, "read_masks")["mask"][:, 0] > 0).sum(axis=-1)
+    assert widths.tolist() == [4 * (n + 1) for n in (0, 1, 3, 4, 6)]
