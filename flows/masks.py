@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from stages import find_masks, read_masks
 from store.store import Store
@@ -10,9 +10,25 @@ from store.store import Store
 from .config import EditConfig
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .models import ModelFiles
+    from .plan import Node
 
 MaskSpec = read_masks.Spec | find_masks.Spec
+
+
+class Masked(Protocol):
+    """What a mask's recipe is made from: a plan, or what a region has of it."""
+
+    @property
+    def config(self) -> EditConfig: ...
+    @property
+    def decode(self) -> Node: ...
+    @property
+    def invert(self) -> Node: ...
+    @property
+    def model(self) -> ModelFiles: ...
+    @property
+    def mask_key(self) -> str | None: ...
 
 
 def mask_key(config: EditConfig, store: Store) -> str | None:
@@ -22,7 +38,7 @@ def mask_key(config: EditConfig, store: Store) -> str | None:
     return f"blake3:{store.sequence_hash(read_masks.mask_files(config.mask))}"
 
 
-def mask_recipe(plan: Plan, latent_pixel: int) -> tuple[str, MaskSpec, dict[str, str]] | None:
+def mask_recipe(plan: Masked, latent_pixel: int) -> tuple[str, MaskSpec, dict[str, str]] | None:
     """(stage, Spec, inputs) of the mask, drawn by the user or found by a word; None: everything is edited.
 
     latent_pixel   side in pixels: the width of the soft edge where none is asked for

@@ -56,7 +56,9 @@ def given(plan: Plan) -> dict[str, Any]:
         "config": plan.config.model_copy(update={"cuts": cuts}).model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
         "store": plan.store.place,
-        "video": KnownVideo(key=plan.video_key, info=plan.video, mask_key=plan.mask_key).model_dump(mode="json"),
+        "video": KnownVideo(
+            key=plan.video_key, info=plan.video, mask_key=plan.mask_key, region_keys=plan.regions.keys
+        ).model_dump(mode="json"),
     }
 
 
@@ -122,6 +124,7 @@ class PartSession(Session):
         steps[plan.extract.key.hex] = prepared.tokens if plan.keeps_tokens else prepared.field
         if plan.mask is not None and prepared.mask is not None:
             steps[plan.mask.key.hex] = prepared.mask
+        steps |= {mask.key.hex: step for mask, step in zip(plan.regions.masks, prepared.regions, strict=True)}
         if plan.noise is not None and prepared.noise is not None:
             steps[plan.noise.key.hex] = prepared.noise
         for keyframes, edited in plan.edits:

@@ -25,11 +25,13 @@ class KnownVideo(Frozen):
 
     key         "blake3:" and the hash of the file's bytes
     mask_key    the same of its mask's files, where these are not here either
+    region_keys the same per region; None for one whose mask is found
     """
 
     key: str
     info: VideoInfo
     mask_key: str | None = None
+    region_keys: tuple[str | None, ...] = ()
 
     @classmethod
     def of(cls, file: Path, store: Store) -> KnownVideo:

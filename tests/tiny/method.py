@@ -50,6 +50,7 @@ class Prepared:
     field: Held
     controls: Sequence[Held] = ()  # per ControlNet of the backbone its control images
     mask: Held | None = None  # where it may be edited; everywhere without it
+    regions: Sequence[Held] = ()  # masks of the regions of an edit
 
     @property
     def frames(self) -> int:
@@ -154,7 +155,7 @@ def edit_of_keyframes(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Sc
         lambda part: edit_keyframes.run(
             spec, part, latents=latents_for(prepared, spec), tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch, controls=prepared.controls,
-            mask=prepared.mask,
+            mask=prepared.mask, regions=prepared.regions,
         ),
     )  # fmt: skip
 
@@ -170,7 +171,7 @@ def propagate(
         lambda part: propagate_tokens.run(
             own, part, edit=spec, keyframe_edit=keyframe_edit, latents=latents_for(prepared, spec),
             tokens=prepared.tokens, field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone,
-            scratch=scratch, controls=prepared.controls, mask=prepared.mask,
+            scratch=scratch, controls=prepared.controls, mask=prepared.mask, regions=prepared.regions,
         ),
         [range(prepared.frames)] if parts is None else parts,
     )  # fmt: skip
@@ -184,7 +185,7 @@ def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Scratch
         lambda part: propagate_tokens.run_whole(
             own, part, edit=spec, latents=latents_for(prepared, spec), tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, put_keyframes=blocks.append,
-            scratch=scratch, controls=prepared.controls, mask=prepared.mask,
+            scratch=scratch, controls=prepared.controls, mask=prepared.mask, regions=prepared.regions,
         ),
         [range(prepared.frames)],
     )  # fmt: skip
