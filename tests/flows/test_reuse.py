@@ -305,7 +305,7 @@ CHANGES: dict[str, Any] = {
     "guidance_rescale": 0.7,
     "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},), "cuts": "4",
     "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5, "mask_from": "cross-attention:a",
-    "fps": 4.0, "prompt_weighting": True,
+    "fps": 4.0, "prompt_weighting": True, "regions": ("cross-attention:a=b",),
 }  # fmt: skip
 
 
