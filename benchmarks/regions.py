@@ -23,6 +23,7 @@ from flows.edit import edit
 from flows.plan import Plan
 from flows.tasks import Session
 from pocket.judge import load_judge
+from stages.backbones import Backbone
 from stages.media.encoding import Encoding
 from stages.media.export import write_video
 from stages.media.video import read_pictures, survey
@@ -71,6 +72,12 @@ def ways(pair: tuple[str, str], folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def edited(plan: Plan, backbone: Backbone | None) -> tuple[Picture, Any]:
+    """The edit's rgb (frame, height, width, 3), and the model, to be used again."""
+    session = Session(plan, backbone=(lambda: backbone) if backbone else None)
+    return edit(session)[0]["rgb"][:], session.backbone
+
+
 def judged(pair: tuple[str, str], rgb: Picture) -> list[list[float]]:
     """Changed and kept of each half of rgb (frame, 64, 128, 3)."""
     rows = []
@@ -97,9 +104,7 @@ def main(
         video = side_by_side(pair, folder)
         for way, asked in ways(pair, folder).items():
             plan = Plan(make_config(video=video, **OPTIONS, **asked), make_runtime(device="cpu"), opened)
-            session = Session(plan, backbone=(lambda model=backbone: model) if backbone else None)
-            rgb = edit(session)[0]["rgb"][:]
-            backbone = session.backbone
+            rgb, backbone = edited(plan, backbone)
             if way == "one prompt" and (source := plan.find(plan.decode)):
                 pictures.append(np.concatenate([*source["rgb"][[0, 4, 7]]], axis=1))
             pictures.append(np.concatenate([*rgb[[0, 4, 7]]], axis=1))
