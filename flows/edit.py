@@ -6,7 +6,6 @@ from typing import Any
 
 from stages import edit_keyframes, propagate_tokens
 from store.artifact import Artifact
-from store.errors import InputError
 from store.schemas import Blocks
 
 from .plan import Node
@@ -82,10 +81,7 @@ def _read_drawn(session: Session, prepared: Prepared, *, preview: bool = False) 
     wanted = {node.key.hex for node in session.plan.to_compute(preview=preview)}
     for step in prepared.regions:
         if step.node.stage == "read_masks" and step.node.key.hex in wanted:
-            try:
-                step()
-            except InputError as error:
-                raise InputError(str(error).replace("--mask ", "--region ", 1)) from None
+            step()
 
 
 def _gathered(inputs: dict[str, Artifact]) -> dict[str, Any]:

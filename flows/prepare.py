@@ -128,13 +128,14 @@ def _mask(session: Session, node: Node, place: Path | None, frames: Step, latent
         aspect = plan.video.width / plan.video.height
         count = frames["rgb"].shape[0]
         masks = read_masks.run(node.spec, part, frames=count, mask=place, aspect=aspect)
-        return counted(masks, session.progress)
+        return counted(plan.regions.named(node, masks), session.progress)
 
     def find(part: range, latents: Artifact) -> Blocks:
-        return find_masks.run(
+        masks = find_masks.run(
             node.spec, part, latents=latents, timesteps=plan.timesteps,
             trained=plan.layout.schedule.num_train_timesteps, backbone=session.backbone,
         )  # fmt: skip
+        return plan.regions.named(node, masks)
 
     if node.stage == "read_masks":
         return session.stage(node, read, frames=frames)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from store.errors import InputError
+from store.schemas import Blocks
 from store.store import Store
 
 from .masks import mask_key, mask_recipe
-from .regions import Region
+from .regions import FOUND, Region
 
 if TYPE_CHECKING:
     from .config import EditConfig
@@ -59,6 +60,17 @@ class RegionPlan:
     def inputs(self) -> dict[str, str]:
         """What they add to the key of an edit."""
         return {f"region_{number}": node.key.hex for number, node in enumerate(self.masks)}
+
+    def named(self, node: Node, masks: Blocks) -> Blocks:
+        """The same masks; what is wrong with one of a region is said of --region, not of --mask or --mask-from."""
+        try:
+            yield from masks
+        except InputError as error:
+            if node not in self.nodes:
+                raise
+            found = node.stage == "find_masks"
+            said = ("--mask-from", f"--region {FOUND}{node.spec.words}") if found else ("--mask", "--region")
+            raise InputError(str(error).replace(*said, 1)) from None
 
 
 def region_keys(config: EditConfig, store: Store) -> tuple[str | None, ...]:

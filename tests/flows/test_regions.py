@@ -71,6 +71,11 @@ def test_a_black_region_is_refused_before_the_model_does_anything(
     assert executed.passed == 0
 
 
+def test_a_word_that_the_source_does_not_hold_is_said_of_its_region(plan: Plans, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--region cross-attention:cat: the source prompt 'new' does not hold 'cat'"):
+        edit(plan(source_prompt="new", regions=("cross-attention:cat=a golden ball",)), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("regions", "said"),
     [
