@@ -33,7 +33,7 @@ def within(prepared: Prepared, *columns: tuple[int, int]) -> Prepared:
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_a_region_of_everything_is_the_edit_with_its_prompt_and_one_of_nothing_is_none(
+def test_a_region_of_everything_is_the_edit_with_its_prompt_and_of_nothing_or_the_same_prompt_is_none(
     short: Prepared, options: dict[str, Any]
 ) -> None:
     width = short.rgb.shape[2]
@@ -41,7 +41,8 @@ def test_a_region_of_everything_is_the_edit_with_its_prompt_and_one_of_nothing_i
     spec = edit_spec("an edit", regions=("quite another",), **options)
     assert np.abs(main - other).max() > 50 * TOLERANCE
     assert np.allclose(edit(within(short, (0, width)), spec)["latents"], other, atol=TOLERANCE)
-    assert np.allclose(edit(within(short, (0, 0)), spec)["latents"], main, atol=TOLERANCE)
+    none = edit_spec("an edit", regions=("quite another", "an edit"), **options)
+    assert np.allclose(edit(within(short, (0, 0), (8, 24)), none)["latents"], main, atol=TOLERANCE)
 
 
 def test_a_region_of_everything_holds_with_a_controlnet(short: Prepared, control: Any) -> None:
