@@ -177,6 +177,14 @@ def edit_options(
     mask_feather: Annotated[
         int | None, typer.Option(help="Width of the mask's soft edge in pixels; that of a latent pixel without it.")
     ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MASK=PROMPT",
+            help="A prompt of its own where MASK (as of --mask, or cross-attention:WORD) is white; give it again for "
+            "another, which lies over it.",
+        ),
+    ] = None,
     keyframe_interval: Annotated[int, typer.Option(help="Frames per keyframe.")] = 8,
     keyframe_offsets: Annotated[
         int | None, typer.Option(help="Places in an interval that a keyframe may have; 2 without it.")

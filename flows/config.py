@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from stages.diffusion.choices import Blend, Placement, Solver
+from stages.diffusion.choices import MOST_REGIONS, Blend, Placement, Solver
 from stages.media.encoding import QUALITY, Codec, Encoding
 from store.errors import InputError
 from store.guard import CONTROLS
@@ -21,6 +21,7 @@ from store.schemas import Frozen
 
 from .controls import Control
 from .presets import PRESETS
+from .regions import Region
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -30,12 +31,15 @@ NUMBER = r"\d*\.?\d+"
 MASK_FROM = rf"(cross-attention:.*\S.*|sam:.*\S@{NUMBER},{NUMBER}(,{NUMBER},{NUMBER})*)"
 MOST_PROMPTS = 100  # of one run: each is an edit of the whole video
 
-REPEATED = {"--prompts": "--prompt", "--loras": "--lora", "--embeddings": "--embedding"}  # given once for each value
+REPEATED = {
+    "--prompts": "--prompt", "--loras": "--lora", "--embeddings": "--embedding", "--regions": "--region",
+}  # fmt: skip  # given once for each value
 FORM_BEGINS = ("video", "prompts", "model", "preset", "source_prompt", "size", "frames", "editor", "guidance_scale",
                "negative_prompt")  # fmt: skip
 OF_PRESETS = frozenset(option for options in PRESETS.values() for option in options)
 
-Prompt = Annotated[str, Field(min_length=1, pattern=r"\S", max_length=2000)]
+LONGEST_PROMPT = 2000  # characters
+Prompt = Annotated[str, Field(min_length=1, pattern=r"\S", max_length=LONGEST_PROMPT)]
 
 
 def editor_names(schema: dict[str, Any]) -> None:
@@ -170,6 +174,10 @@ class EditConfig(Frozen):
         None, title="Mask feather", description="width of the mask's soft edge in pixels; a latent's without it", ge=0,
         le=512,
     )  # fmt: skip
+    regions: tuple[str, ...] = Field(
+        (), title="Regions", description="each MASK=PROMPT: where the mask is white this prompt rules; MASK as mask or "
+        "mask from take it", max_length=MOST_REGIONS, examples=[["cross-attention:dog=a golden dog"]],
+    )  # fmt: skip
     keyframe_interval: int = Field(8, title="Keyframe interval", description="frames per keyframe", ge=1, le=64)
     keyframe_offsets: int = Field(
         2, title="Keyframe offsets", description="places in an interval a keyframe may have", ge=1, le=64
@@ -227,7 +235,13 @@ class EditConfig(Frozen):
             update={name: path.absolute() for name, path in paths.items()}
             | paths_in_texts
             | {name: tuple(absolute(text) for text in getattr(self, name)) for name in ("loras", "embeddings")}
+            | {"regions": tuple(str(region.within(Path.cwd())) for region in self.parted)}
         )
+
+    @property
+    def parted(self) -> list[Region]:
+        """The regions, read; InputError where one is not MASK=PROMPT."""
+        return [Region.read(text) for text in self.regions]
 
     @property
     def mask_words(self) -> str:
@@ -270,6 +284,16 @@ class EditConfig(Frozen):
                 "--deflicker and --match-colours go by keyframes as the model's own decoder shows them; leave them "
                 "out, or --decoder"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _regions_read(self) -> EditConfig:
+        try:
+            longest = max((region.prompt for region in self.parted), key=len, default="")
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        if len(longest) > LONGEST_PROMPT:
+            raise ValueError(f"--region: a prompt has {len(longest)} characters; {LONGEST_PROMPT} are the most")
         return self
 
     @model_validator(mode="after")
@@ -360,7 +384,8 @@ def make_config(**given: Any) -> EditConfig:
     for prompt in given["prompts"]:
         if not prompt.strip():
             raise InputError("--prompt is empty; say what the edit shows")
-    check_texts(*given["prompts"], given.get("source_prompt", ""), given.get("negative_prompt", ""))
+    texts = (given.get("source_prompt", ""), given.get("negative_prompt", ""), *given.get("regions", ()))
+    check_texts(*given["prompts"], *texts)
     return _checked(EditConfig, given)
 
 

@@ -16,6 +16,7 @@ from .tasks import Along, Kept, Session, Step
 def edit(session: Session) -> list[Artifact]:
     """The edited clips, one per prompt, and the source's frames beside them: everything a run was asked for."""
     prepared = prepare(session)
+    _read_drawn(session, prepared)
     edits = [edit_one(session, prepared, *nodes) for nodes in session.plan.edits]
     prepared.frames()
     return [propagated() for _, propagated in edits]
@@ -24,6 +25,7 @@ def edit(session: Session) -> list[Artifact]:
 def preview(session: Session) -> list[Artifact]:
     """The edited keyframes alone, one artifact per prompt: to look at before the video is paid for."""
     prepared = prepare(session)
+    _read_drawn(session, prepared, preview=True)
     edits = [edit_one(session, prepared, *nodes) for nodes in session.plan.edits]
     prepared.frames()
     return [keyframes() for keyframes, _ in edits]
@@ -37,6 +39,7 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
     source["latents"] = prepared.noise or prepared.latents
     if prepared.mask is not None:
         source["mask"] = prepared.mask
+    source |= {f"region_{number}": step for number, step in enumerate(prepared.regions)}
     source |= {f"control_{number}": step for number, step in enumerate(prepared.controls)}
 
     def keyframes(part: range, scratch: Kept, **inputs: Artifact) -> Blocks:
@@ -58,7 +61,7 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
             cuts=plan.match.spec.cuts, **_gathered(inputs),
         )  # fmt: skip
 
-    prompts = (keyframe_node.spec.prompt, keyframe_node.spec.negative_prompt)
+    prompts = (keyframe_node.spec.prompt, keyframe_node.spec.negative_prompt, *keyframe_node.spec.regions)
     keyframe_edit = session.stage(keyframe_node, keyframes, prompts=prompts, scratch=True, **source)
     # Where a preview has made the keyframes they are continued; else all frames are denoised at once, which runs every
     # joint pass once instead of twice.
@@ -74,7 +77,21 @@ def edit_one(session: Session, prepared: Prepared, keyframe_node: Node, edit_nod
     return keyframe_edit, Step(session, edit_node, propagated)
 
 
+def _read_drawn(session: Session, prepared: Prepared, *, preview: bool = False) -> None:
+    """Read the drawn masks that are wanted, before the model does anything: one that cannot be used is refused now."""
+    wanted = {node.key.hex for node in session.plan.to_compute(preview=preview)}
+    for step in prepared.regions:
+        if step.node.stage == "read_masks" and step.node.key.hex in wanted:
+            step()
+
+
 def _gathered(inputs: dict[str, Artifact]) -> dict[str, Any]:
-    """The inputs of an edit by role, the control images of its ControlNets as one list."""
-    controls = [inputs[role] for role in sorted(inputs) if role.startswith("control_")]
-    return {role: held for role, held in inputs.items() if not role.startswith("control_")} | {"controls": controls}
+    """The inputs of an edit by role, the control images of its ControlNets and the masks of its regions as lists."""
+    gathered: dict[str, Any] = {"controls": [], "regions": []}
+    for role, held in inputs.items():
+        kind, _, number = role.rpartition("_")
+        if number.isdigit():
+            gathered[f"{kind}s"].append(held)
+        else:
+            gathered[role] = held
+    return gathered

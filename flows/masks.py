@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stages import find_masks, read_masks, segment_masks
 from store.errors import InputError
@@ -14,9 +14,27 @@ from store.store import Store
 from .config import EditConfig
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .models import ModelFiles
+    from .plan import Node
 
 MaskSpec = read_masks.Spec | find_masks.Spec | segment_masks.Spec
+
+
+class Masked(Protocol):
+    """What a mask's recipe is made from: a plan, or what a region has of it."""
+
+    @property
+    def config(self) -> EditConfig: ...
+    @property
+    def decode(self) -> Node: ...
+    @property
+    def invert(self) -> Node: ...
+    @property
+    def model(self) -> ModelFiles: ...
+    @property
+    def mask_key(self) -> str | None: ...
+    @property
+    def taken(self) -> Sequence[int]: ...
 
 
 def mask_key(config: EditConfig, store: Store) -> str | None:
@@ -29,7 +47,7 @@ def mask_key(config: EditConfig, store: Store) -> str | None:
     return f"blake3:{store.sequence_hash(read_masks.mask_files(config.mask))}"
 
 
-def mask_recipe(plan: Plan, latent_pixel: int) -> tuple[str, MaskSpec, dict[str, str]] | None:
+def mask_recipe(plan: Masked, latent_pixel: int) -> tuple[str, MaskSpec, dict[str, str]] | None:
     """(stage, Spec, inputs) of the mask, drawn by the user or found; None: everything is edited.
 
     latent_pixel   side in pixels: the width of the soft edge where none is asked for

@@ -53,7 +53,7 @@ def given(plan: Plan) -> dict[str, Any]:
     cuts = written_cuts(plan.match.spec.cuts, plan.taken)
     video = KnownVideo(
         key=plan.video_key, info=plan.video, mask_key=plan.mask_key, bars=plan.decode.spec.bars,
-        given=tuple(plan.controls.given),
+        given=tuple(plan.controls.given), region_keys=plan.regions.keys,
     )  # fmt: skip
     return {
         "threads": torch.get_num_threads(),  # the last bits of a sum depend on how many there are
@@ -126,6 +126,7 @@ class PartSession(Session):
         steps[plan.extract.key.hex] = prepared.tokens if plan.keeps_tokens else prepared.field
         if plan.mask is not None and prepared.mask is not None:
             steps[plan.mask.key.hex] = prepared.mask
+        steps |= {mask.key.hex: step for mask, step in zip(plan.regions.masks, prepared.regions, strict=True)}
         if plan.noise is not None and prepared.noise is not None:
             steps[plan.noise.key.hex] = prepared.noise
         for keyframes, edited in plan.edits:

@@ -16,13 +16,14 @@ from store.store import Store
 from .config import OF_PRESETS, EditConfig, RuntimeConfig, make_config, make_runtime, parse_bytes, parse_settings
 from .controls import parse_controls
 from .presets import with_preset
+from .regions import Region
 from .sidecar import read_sidecar, sidecar_file
 from .toml import read_toml
 
 Options = dict[str, Any]
 EDIT = ("preset", *EditConfig.model_fields)
 RUNTIME = tuple(RuntimeConfig.model_fields)
-REPEATED = {"prompts": "prompt", "loras": "lora", "embeddings": "embedding"}
+REPEATED = {"prompts": "prompt", "loras": "lora", "embeddings": "embedding", "regions": "region"}
 GIVEN_AS = {**REPEATED, "editor_settings": "set_"}  # option → what the command line calls it
 CANNY_THRESHOLDS = "100-200"  # as `Control` has them
 MASKS = {"mask", "mask_from"}  # which exclude each other
@@ -127,6 +128,8 @@ def read_options(file: Path) -> Options:
             raise InputError(f"--config {file}: no option {name!r}; have {', '.join((*EDIT, *RUNTIME))}")
     _check_shapes(file, options)
     paths: Options = {name: file.parent / options[name] for name in PATHS if name in options}
+    if "regions" in options:
+        paths["regions"] = tuple(str(Region.read(text).within(file.parent)) for text in options["regions"])
     if "controls" in options:
         paths["controls"] = [
             {**each, **({"video": file.parent / each["video"]} if "video" in each else {})}
@@ -172,6 +175,9 @@ def _check_shapes(file: Path, options: Mapping[str, Any]) -> None:
     prompts = options.get("prompts", [])
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError(f'--config {file}: prompts is no list of texts; write prompts = ["a text"]')
+    regions = options.get("regions", [])
+    if not isinstance(regions, list) or not all(isinstance(region, str) for region in regions):
+        raise InputError(f'--config {file}: regions is no list of texts; write regions = ["MASK=PROMPT"]')
     controls = options.get("controls", [])
     if not isinstance(controls, list) or not all(isinstance(each, dict) for each in controls):
         raise InputError(f"--config {file}: controls is no list of tables; write [[controls]]")

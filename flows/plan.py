@@ -51,6 +51,7 @@ from .controls import Control, find_annotator, find_control
 from .decoders import find_decoder
 from .masks import mask_key, mask_recipe
 from .models import ModelFiles, adapters_of, find_model, geometry_of, layout_of
+from .region_masks import RegionPlan, region_keys
 from .shots import SeenClip, parse_cuts, written_cuts
 from .videos import KnownVideo
 
@@ -185,6 +186,7 @@ class Plan:
         )
         recipe = mask_recipe(self, geometry.multiple)
         self.mask = self._node(*recipe) if recipe else None
+        self.regions = RegionPlan(self, known.region_keys or region_keys(config, store), geometry.multiple)
         advised = self.model.advice.guidance_scale
         self.guidance_scale = next(
             scale for scale in (config.guidance_scale, advised, GUIDANCE_SCALE) if scale is not None
@@ -215,7 +217,7 @@ class Plan:
     @property
     def nodes(self) -> list[Node]:
         """All artifacts, in DAG order."""
-        beside = [node for node in (self.noise, self.mask) if node]
+        beside = [*(node for node in (self.noise, self.mask) if node), *self.regions.nodes]
         prepared = [self.decode, *self.controls.nodes, self.invert, self.extract, self.match, *beside]
         return [*prepared, *(node for pair in self.edits for node in pair)]
 
@@ -252,7 +254,7 @@ class Plan:
             return latents
         if node is self.noise:
             return invert_ddpm.outputs(node.spec, latents=latents, layout=self.layout)
-        if node is self.mask:
+        if node.stage in ("read_masks", "find_masks"):
             masks: Schema = STAGES_BESIDE[node.stage].outputs(node.spec, frames=frames)
             return masks
         if node.stage == "extract_tokens":
@@ -371,7 +373,7 @@ class Plan:
         edit = self._keyframes_of(node)
         if node.stage == "propagate_tokens" and self.find(edit):
             return self._units_continued(node, [range(frames)])
-        passes = sum(2 if edit.spec.guided_at(step, steps) else 1 for step in range(steps))
+        passes = sum(edit.spec.branches_at(step, steps) for step in range(steps))
         return passes * (support if node is edit else frames)  # the keyframes are made along
 
     def units_of(self, node: Node, parts: list[range]) -> int:
@@ -389,7 +391,7 @@ class Plan:
             for piece in pieces
         ]
         passed = [sum(rows) for rows in zip(*each, strict=True)]
-        return sum(rows * (2 if spec.guided_at(step, steps) else 1) for step, rows in enumerate(passed))
+        return sum(rows * spec.branches_at(step, steps) for step, rows in enumerate(passed))
 
     def _keyframes_of(self, node: Node) -> Node:
         """The keyframe edit of the prompt that an edit's node serves."""
@@ -424,7 +426,7 @@ class Plan:
             return [self.decode]
         if node.stage in ("find_masks", "invert_ddpm"):
             return [self.invert]
-        source += [node for node in (self.noise, self.mask) if node]
+        source += [*(node for node in (self.noise, self.mask) if node), *self.regions.nodes]
         if node.stage == "edit_keyframes":
             return source
         frames = [self.decode] if node.spec.match_colours else []
@@ -535,6 +537,7 @@ class Plan:
                 editor=editor,
                 attended_keyframes=config.attended_keyframes,
                 pictures_kept=self.mask is not None,
+                regions=self.regions.prompts,
             ),
             {
                 "latents": (self.noise or self.invert).key.hex,
@@ -543,6 +546,7 @@ class Plan:
                 "model": self.model.key,
                 **self.controls.inputs,
                 **({"mask": self.mask.key.hex} if self.mask else {}),
+                **self.regions.inputs,
             },
             prompt,
         )

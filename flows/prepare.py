@@ -1,12 +1,13 @@
 """Decode → invert → extract → match: nothing here sees the edit prompt, so every prompt on a known video shares it.
 
-So is the mask of a local edit, where there is one.
+So are the masks of a local edit and of its regions, where there are any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import (
@@ -41,6 +42,7 @@ class Prepared:
     field: Step
     controls: list[Step]  # per ControlNet its control images
     mask: Step | None
+    regions: list[Step]  # masks, one per region of the edit
     noise: Step | None  # latents that the editor wants in the place of `latents`
 
 
@@ -117,27 +119,31 @@ def prepare(session: Session) -> Prepared:
         field = session.fused(plan.match, plan.extract, match_as_extracted, latents=latents)
     controls = {node.key.hex: control(node) for node in plan.controls.nodes}
     shown = [controls[node.key.hex] for node in plan.controls.shown]
-    return Prepared(frames, latents, tokens, field, shown, _mask(session, frames, latents), _noise(session, latents))
+    mask = None if plan.mask is None else _mask(session, plan.mask, plan.config.mask, frames, latents)
+    known = {} if mask is None else {mask.node.key.hex: mask}
+    for node in plan.regions.nodes:
+        known[node.key.hex] = _mask(session, node, plan.regions.drawn.get(node.key.hex), frames, latents)
+    regions = [known[node.key.hex] for node in plan.regions.masks]
+    return Prepared(frames, latents, tokens, field, shown, mask, regions, _noise(session, latents))
 
 
-def _mask(session: Session, frames: Step, latents: Step) -> Step | None:
-    """The mask's artifact; None where everything is edited."""
-    plan, node = session.plan, session.plan.mask
-    if node is None:
-        return None
+def _mask(session: Session, node: Node, place: Path | None, frames: Step, latents: Step) -> Step:
+    """A mask's artifact, drawn in `place` or found."""
+    plan = session.plan
 
     def read(part: range, frames: Artifact) -> Blocks:
-        assert plan.config.mask is not None, "a mask is read from somewhere"
+        assert place is not None, "a mask is read from somewhere"
         aspect = plan.video.width / plan.video.height
         count = frames["rgb"].shape[0]
-        masks = read_masks.run(node.spec, part, frames=count, mask=plan.config.mask, aspect=aspect)
-        return counted(masks, session.progress)
+        masks = read_masks.run(node.spec, part, frames=count, mask=place, aspect=aspect)
+        return counted(plan.regions.named(node, masks), session.progress)
 
     def find(part: range, latents: Artifact) -> Blocks:
-        return find_masks.run(
+        masks = find_masks.run(
             node.spec, part, latents=latents, timesteps=plan.timesteps,
             trained=plan.layout.schedule.num_train_timesteps, backbone=session.backbone,
         )  # fmt: skip
+        return plan.regions.named(node, masks)
 
     def segment(part: range, frames: Artifact) -> Blocks:
         assert plan.config.mask_model is not None, "a model finds it"

@@ -29,6 +29,7 @@ class KnownVideo(Frozen):
     mask_key    the same of its mask's files, where these are not here either
     bars        black bars that were found around its picture
     given       the same as the key, of its control videos in the order of their controls
+    region_keys the same per region; None for one whose mask is found
     """
 
     key: str
@@ -36,6 +37,7 @@ class KnownVideo(Frozen):
     mask_key: str | None = None
     bars: Bars | None = None
     given: tuple[str, ...] = ()
+    region_keys: tuple[str | None, ...] = ()
 
     @classmethod
     def of(cls, file: Path, store: Store) -> KnownVideo:

@@ -65,10 +65,12 @@ def outputs(spec: Spec, *, field: Schema, layout: ModelLayout) -> Schema:
 def run(
     spec: Spec, part: range, *, latents: Arrays, tokens: Arrays, field: Arrays, timesteps: tuple[int, ...],
     backbone: Backbone, scratch: Scratch = NOTHING_KEPT, controls: Sequence[Arrays] = (), mask: Arrays | None = None,
+    regions: Sequence[Arrays] = (),
 ) -> Blocks:  # fmt: skip
     """Denoise the support: at each step its keyframes jointly, the rest of it along the field.
 
     mask     where it may be edited; everywhere without it
+    regions  masks of the regions that have a prompt of their own
     scratch  where steps that are done are kept, and those of a run that was stopped are found
     controls control images of each ControlNet: rgb (frame, height, width, channel) uint8
     yields   latents (timestep, frame, c, h, w), clean_latents (frame, c, h, w), rgb (frame, height, width, 3) uint8
@@ -77,7 +79,7 @@ def run(
     support = [int(frame) for frame in field["support"][:]]
     denoiser = Denoiser(
         spec, support, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
-        controls=controls, mask=mask,
+        controls=controls, mask=mask, regions=regions,
     )  # fmt: skip
     for moment in denoiser.trajectory("edit_keyframes", followed=support, scratch=scratch):
         yield latents_block(moment, timesteps)

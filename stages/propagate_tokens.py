@@ -113,7 +113,7 @@ def run(
     spec: Spec, part: range, *, edit: EditSpec, latents: Arrays, tokens: Arrays, field: Arrays,
     timesteps: tuple[int, ...], backbone: Backbone, keyframe_edit: Arrays, frames: Arrays | None = None,
     scratch: Scratch = NOTHING_KEPT, controls: Sequence[Arrays] = (), mask: Arrays | None = None,
-    decoder: Decoder | None = None, cuts: Sequence[int] = (),
+    decoder: Decoder | None = None, cuts: Sequence[int] = (), regions: Sequence[Arrays] = (),
 ) -> Blocks:  # fmt: skip
     """Denoise the frames of some windows that are never keyframes, then decode them.
 
@@ -125,6 +125,7 @@ def run(
     mask     where it may be edited; everywhere without it
     decoder  decodes all frames in the place of the backbone's own, keyframes too
     cuts     frames at which a new shot begins: what decodes sees nothing across them
+    regions  masks of the regions that have a prompt of their own
     yields   latents (frame, c, h, w) float32, rgb (frame, height, width, 3) uint8
     raises   NonFiniteLatents, naming the timestep and the first bad frame
     """
@@ -136,7 +137,7 @@ def run(
     if others:
         denoiser = Denoiser(
             edit, others, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
-            controls=controls, mask=mask,
+            controls=controls, mask=mask, regions=regions,
         )  # fmt: skip
         name = f"frames_{part.start}_{part.stop}"
         moments = denoiser.trajectory("propagate_tokens", keyframe_edit["latents"], scratch=scratch, kept_as=name)
@@ -170,7 +171,7 @@ def run_whole(
     timesteps: tuple[int, ...], backbone: Backbone, put_keyframes: Callable[[Block], None],
     editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, scratch: Scratch = NOTHING_KEPT,
     controls: Sequence[Arrays] = (), mask: Arrays | None = None, decoder: Decoder | None = None,
-    cuts: Sequence[int] = (),
+    cuts: Sequence[int] = (), regions: Sequence[Arrays] = (),
 ) -> Blocks:  # fmt: skip
     """Like `run`, where the keyframe edit is not there yet: all frames at once, so that no joint pass is run twice.
 
@@ -183,7 +184,7 @@ def run_whole(
     support = [int(frame) for frame in field["support"][:]]
     denoiser = Denoiser(
         edit, part, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
-        editing_keyframes=editing_keyframes, controls=controls, mask=mask,
+        editing_keyframes=editing_keyframes, controls=controls, mask=mask, regions=regions,
     )  # fmt: skip
     for moment in denoiser.trajectory("propagate_tokens", followed=support, scratch=scratch):
         put_keyframes(latents_block(moment, timesteps))

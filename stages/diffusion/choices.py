@@ -10,3 +10,5 @@ Placement = Literal["interval", "adaptive"]
 
 Solver = Literal["ddim", "dpmpp_2m"]
 """The deterministic solvers, of first and of second order."""
+
+MOST_REGIONS = 8  # prompts of parts of the picture: each costs about what the edit's own prompt does

@@ -30,7 +30,7 @@ from ..diffusion.attention import (
     gathered_rows,
 )
 from ..diffusion.checks import NonFiniteLatents, finite
-from ..diffusion.choices import Solver
+from ..diffusion.choices import MOST_REGIONS, Solver
 from ..diffusion.chunks import blocks_of, frames_of, rows
 from ..diffusion.ddim import guided
 from ..diffusion.heaps import give_back_holes
@@ -41,6 +41,7 @@ from .decoding import Decoding
 from .masking import in_latents, put_back
 from .passes import Stretch, apart, spans, stretches
 from .reading import read_ahead
+from .regions import Region, overlaid
 from .resuming import NOTHING_KEPT, Moment, PassedSteps, Scratch
 from .reuse import Reuse
 
@@ -62,9 +63,10 @@ class EditSpec(Frozen):
     guidance_rescale                how far guidance is kept from raising contrast, see `ddim.guided`
     feature_reuse                   every how many steps the whole UNet is executed, see `reuse`
     pictures_kept                   outside of the mask the pictures too are the source's, see `decoding`
+    regions                         prompts of parts of the picture, each a branch of its own, see `regions`
     """
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"guidance_rescale", "pictures_kept"})
+    left_out: ClassVar[frozenset[str]] = frozenset({"guidance_rescale", "pictures_kept", "regions"})
 
     prompt: str
     negative_prompt: str = ""
@@ -77,6 +79,7 @@ class EditSpec(Frozen):
     attended_keyframes: int = Field(8, ge=1, le=4096)  # beyond so many, see `keyframe_groups`
     solver: Solver = "ddim"
     pictures_kept: bool = False
+    regions: tuple[str, ...] = Field((), max_length=MOST_REGIONS)
 
     @model_validator(mode="after")
     def _in_order(self) -> EditSpec:
@@ -88,6 +91,10 @@ class EditSpec(Frozen):
         """Whether there is guidance at `step` of `steps`."""
         inside = round(self.guidance_start * steps) <= step < round(self.guidance_stop * steps)
         return inside and self.guidance_scale != 1
+
+    def branches_at(self, step: int, steps: int) -> int:
+        """Branches of the UNet at `step` of `steps`: one per prompt, and the unconditional one where it is guided."""
+        return 1 + len(self.regions) + self.guided_at(step, steps)
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class Denoiser:
     frames    of the clip, ascending: those that are denoised
     latents   of invert_frames        tokens   of extract_tokens (its feature only)        field   of match_tokens
     mask      of read_masks or find_masks: outside of it the source's latents are put back at every step
+    regions   the same, per prompt in `spec.regions`: where it rules
     editing_keyframes   entered for every joint pass
     controls            control images of each ControlNet: rgb of control_frames
     """
@@ -114,13 +122,15 @@ class Denoiser:
         self, spec: EditSpec, frames: Sequence[int], *, latents: Arrays, tokens: Arrays, field: Arrays,
         timesteps: tuple[int, ...], backbone: Backbone, mask: Arrays | None = None,
         editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, controls: Sequence[Arrays] = (),
+        regions: Sequence[Arrays] = (),
     ) -> None:  # fmt: skip
+        assert len(regions) == len(spec.regions), "every region has a mask and a prompt"
         self.editing_keyframes = editing_keyframes
         self.latents, self.mask = latents, mask
         self.spec, self.frames, self.timesteps, self.backbone = spec, list(frames), timesteps, backbone
         self.tokens, self.field = tokens, field
         # Differs: at guidance 1 the unconditional branch has no weight and is not run; there never is a source branch.
-        prompts = [spec.prompt] if spec.guidance_scale == 1 else [spec.negative_prompt, spec.prompt]
+        prompts = [*([] if spec.guidance_scale == 1 else [spec.negative_prompt]), spec.prompt, *spec.regions]
         text = backbone.encode_text(prompts)
         self.editor = editors.build(
             spec.editor, editors.Source(latents, timesteps, backbone.levels, text, spec.guidance_scale)
@@ -132,6 +142,8 @@ class Denoiser:
         self.whole = self._whole_steps()
         self.reuse = Reuse(backbone.unet, backbone.layers) if spec.feature_reuse > 1 else None
         self.controlling = Controlling(backbone, controls, keeps=self.reuse is not None)
+        size = latents["latents"].shape[-2:]
+        self.regions = [Region(mask["mask"], {*self.frames, *self.support}, *size) for mask in regions]
         self._reads = self._reading(self.steps)
 
     @property
@@ -359,7 +371,7 @@ class Denoiser:
         )  # fmt: skip
 
     def branches(self, step: int) -> int:
-        """Guidance branches that are run at `step`: unconditional and conditional, or conditional alone."""
+        """Branches that are run at `step`: unconditional where there is guidance, conditional, one per region."""
         return len(self._text(step))
 
     def _whole_steps(self) -> list[bool]:
@@ -375,8 +387,9 @@ class Denoiser:
 
     def _conditions(self, step: int) -> editors.Conditions:
         given = self.editor.conditions(step)
-        if len(given.text) > 1 and not self.spec.guided_at(step, len(self.timesteps)):
-            return replace(given, text=given.text[-1:], guidance_scale=1.0)
+        branches = self.spec.branches_at(step, len(self.timesteps))
+        if len(given.text) > branches:
+            return replace(given, text=given.text[-branches:], guidance_scale=1.0)
         return given
 
     def _text(self, step: int) -> Tensor:
@@ -406,9 +419,13 @@ class Denoiser:
         with patched(self.backbone.unet, processors, hooks, forwards):
             noise = self.backbone.predict_noise(batch, timestep, text, residuals)
         parts = noise.unflatten(0, (branches, len(latents)))
-        if branches == 1:
-            return parts[0]
-        return guided(parts[0], parts[1], conditions.guidance_scale, self.spec.guidance_rescale)
+        first, *others = parts[-1 - len(self.regions) :]
+        wanted = overlaid(
+            first, [(noise, region.share(frames)) for noise, region in zip(others, self.regions, strict=True)]
+        )
+        if branches == 1 + len(self.regions):
+            return wanted
+        return guided(parts[0], wanted, conditions.guidance_scale, self.spec.guidance_rescale)
 
     def _reading(self, steps: range) -> Iterator[tuple[Stretch, SourceRead]]:
         """What the stretches of `steps` need of the disk, in order."""

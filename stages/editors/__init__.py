@@ -41,7 +41,7 @@ class Source:
 
     latents     latents (timestep, frame, channel, height, width), noisiest first, and clean_latents (frame, …)
     timesteps   the edit's timesteps, noisiest first
-    text        (branch, token, channel): unconditional then conditional, or conditional alone at guidance 1
+    text        (branch, token, channel): unconditional (not at guidance 1), conditional, one per region
     """
 
     latents: Arrays

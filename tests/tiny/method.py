@@ -53,6 +53,7 @@ class Prepared:
     mask: Held | None = None  # where it may be edited; everywhere without it
     decoder: Decoder | None = None  # in the place of the backbone's own
     cuts: Sequence[int] = ()  # that it does not see across
+    regions: Sequence[Held] = ()  # masks of the regions of an edit
 
     @property
     def frames(self) -> int:
@@ -157,7 +158,7 @@ def edit_of_keyframes(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Sc
         lambda part: edit_keyframes.run(
             spec, part, latents=latents_for(prepared, spec), tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, scratch=scratch, controls=prepared.controls,
-            mask=prepared.mask,
+            mask=prepared.mask, regions=prepared.regions,
         ),
     )  # fmt: skip
 
@@ -174,7 +175,7 @@ def propagate(
             own, part, edit=spec, keyframe_edit=keyframe_edit, latents=latents_for(prepared, spec),
             tokens=prepared.tokens, field=prepared.field, timesteps=prepared.timesteps, backbone=prepared.backbone,
             scratch=scratch, controls=prepared.controls, mask=prepared.mask, decoder=prepared.decoder,
-            cuts=prepared.cuts,
+            cuts=prepared.cuts, regions=prepared.regions,
         ),
         [range(prepared.frames)] if parts is None else parts,
     )  # fmt: skip
@@ -189,7 +190,7 @@ def edit_at_once(prepared: Prepared, spec: edit_keyframes.Spec, scratch: Scratch
             own, part, edit=spec, latents=latents_for(prepared, spec), tokens=prepared.tokens, field=prepared.field,
             timesteps=prepared.timesteps, backbone=prepared.backbone, put_keyframes=blocks.append,
             scratch=scratch, controls=prepared.controls, mask=prepared.mask, decoder=prepared.decoder,
-            cuts=prepared.cuts,
+            cuts=prepared.cuts, regions=prepared.regions,
         ),
         [range(prepared.frames)],
     )  # fmt: skip
