@@ -126,8 +126,8 @@ def schedule(name: str) -> Mapping[str, Any]:
 
 
 def base(name: str) -> str:
-    """The editor whose settings suit this one too."""
-    return str(getattr(_module(name), "BASE", name))
+    """The editor whose settings suit this one too; itself for a name that is none, which `choose` refuses."""
+    return str(getattr(_module(name), "BASE", name)) if name in names() else name
 
 
 def inverted(source: Source, step: int, frames: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def high_range_clip(path: Path, transfer: int, frames: int = 2) -> Path:
     """Grey bars of `NITS` in 10 bits, BT.2020; for HLG the same signal."""
     levels = np.repeat([round(64 + 876 * pq(nits)) for nits in NITS], 16).astype(np.uint16)
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx265", rate=24, options={"x265-params": "log-level=error:lossless=1"})
+        settings = {"x265-params": "log-level=error:lossless=1:bframes=0"}
+        stream: Any = container.add_stream("libx265", rate=24, options=settings)
         stream.width, stream.height, stream.pix_fmt = len(levels), 64, "yuv420p10le"
         context = stream.codec_context
         context.colorspace, context.color_range, context.color_primaries, context.color_trc = 9, 1, 9, transfer
@@ -39,7 +41,7 @@ def high_range_clip(path: Path, transfer: int, frames: int = 2) -> Path:
                 row[: len(values)] = values
                 plane.update(np.tile(row, plane.height).tobytes())
             frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc = 9, 1, 9, transfer
-            frame.pts = index
+            frame.pts, frame.time_base = index, Fraction(1, 24)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
