@@ -129,6 +129,7 @@ class Plan:
         self.layout: ModelLayout = layout_of(self.model, size.width, size.height, store)
         self.timesteps = timesteps(self.layout.schedule, config.steps)
         self._check_steps()
+        self._check_guidance()
         start, stop, step = parse_frames(config.frames, self.video.frames) if config.frames else (0, None, 1)
         if config.fps is not None:
             if step != 1:
@@ -537,6 +538,7 @@ class Plan:
                 editor=editor,
                 attended_keyframes=config.attended_keyframes,
                 pictures_kept=self.mask is not None,
+                guidance_embedded=self.layout.embeds_guidance,
                 regions=self.regions.prompts,
             ),
             {
@@ -590,6 +592,14 @@ class Plan:
         if self.config.editor == "controlnet":
             settings["controls"] = [control.share for control in self.config.controls]
         return settings
+
+    def _check_guidance(self) -> None:
+        wanting = {"--negative-prompt": self.config.negative_prompt, "--guidance-rescale": self.config.guidance_rescale}
+        asked = [option for option, value in wanting.items() if value]
+        if self.layout.embeds_guidance and asked:
+            raise InputError(
+                f"this model takes the guidance scale itself and has no unconditional branch: leave out {asked[0]}"
+            )
 
     def _check_steps(self) -> None:
         config, trained = self.config, self.layout.schedule.num_train_timesteps

@@ -56,5 +56,11 @@ class Backbone(Protocol):
         pictures        control images (frame, height, width, channel) uint8; the batch is branches of these frames
         """
 
-    def predict_noise(self, latents: Tensor, timestep: int, text: Tensor, residuals: Residuals | None = None) -> Tensor:
-        """One UNet pass over latents (batch, channel, height, width) and text (batch, row, channel) → float32."""
+    def predict_noise(
+        self, latents: Tensor, timestep: int, text: Tensor, residuals: Residuals | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:  # fmt: skip
+        """One UNet pass over latents (batch, channel, height, width) and text (batch, row, channel) → float32.
+
+        guidance_scale   what a UNet is told that takes it as an input; no other looks at it
+        """

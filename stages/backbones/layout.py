@@ -38,6 +38,7 @@ class ModelLayout(Frozen):
     injected_feature: str | None  # the module whose output PnP injects; None: too few blocks
     feature: tuple[int, int, int] | None  # (channel, height, width) of that output
     schedule: NoiseSchedule
+    embeds_guidance: bool = False  # the guidance scale is an input of the UNet: there is no unconditional branch
 
 
 class ModelGeometry(Frozen):
@@ -74,11 +75,6 @@ def check_variant(unet: dict[str, Any], vae: dict[str, Any]) -> None:
             f"this model's UNet takes {taken} channels and its autoencoder makes {made}: it is {variant} variant, "
             "which needs more than text; use the text-to-image model that it was made from"
         )
-    if unet.get("time_cond_proj_dim") is not None:
-        raise InputError(
-            "this model has the guidance scale as an input of its UNet (a latent consistency model), which is not "
-            "supported; use the model it was made from, with its LCM LoRA as --lora"
-        )
     for name in ("latents_mean", "latents_std", "shift_factor"):
         if vae.get(name):
             raise InputError(f"this model's autoencoder has a {name}, which is not supported; use SD 1.x, 2.x or SDXL")
@@ -114,6 +110,7 @@ def layout(configs: dict[str, dict[str, Any]], width: int, height: int) -> Model
         injected_feature=injected,
         feature=None if feature is None else (feature[1], feature[2], feature[3]),
         schedule=noise_schedule(configs["scheduler"]),
+        embeds_guidance=unet.config.time_cond_proj_dim is not None,
     )
 
 
@@ -129,6 +126,8 @@ def forward_flops(config: Any, size: tuple[int, int]) -> int:
 def noise_schedule(config: dict[str, Any]) -> NoiseSchedule:
     """The fields of a scheduler file that DDIM needs; the file may have been written for another scheduler."""
     known = {name: config[name] for name in NoiseSchedule.model_fields if config.get(name) is not None}
+    if config.get("_class_name") != "LCMScheduler":
+        known.pop("original_inference_steps", None)
     try:
         return NoiseSchedule.model_validate(known)
     except ValueError as error:

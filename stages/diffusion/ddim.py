@@ -28,14 +28,20 @@ class NoiseSchedule(Frozen):
     set_alpha_to_one: bool = False
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     rescale_betas_zero_snr: bool = False
+    original_inference_steps: int | None = None  # of a latent consistency model: those that it was distilled at
 
 
 def timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:
-    """The `num_steps` timesteps of sampling, noisiest first, spaced as diffusers' DDIMScheduler spaces them.
+    """The `num_steps` timesteps of sampling, noisiest first, spaced as diffusers' own schedulers space them.
 
-    raises   InputError where a timestep would lie beyond those that the model was trained on
+    raises   InputError where a timestep would lie beyond those that the model was trained on, or distilled at
     """
-    trained = schedule.num_train_timesteps
+    trained, distilled = schedule.num_train_timesteps, schedule.original_inference_steps
+    if distilled is not None:  # arXiv 2310.04378, section 4.3: every so many of the steps that were skipped over
+        if num_steps > distilled:
+            raise InputError(f"this model was distilled at {distilled} timesteps; use at most so many steps, or 4 to 8")
+        known = np.arange(distilled, 0, -1) * (trained // distilled) - 1
+        return tuple(int(t) for t in known[np.floor(np.linspace(0, distilled, num_steps, endpoint=False)).astype(int)])
     if schedule.timestep_spacing == "leading":
         visited = np.arange(num_steps, dtype=float)[::-1] * (trained // num_steps) + schedule.steps_offset
     elif schedule.timestep_spacing == "trailing":

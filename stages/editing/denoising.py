@@ -63,10 +63,13 @@ class EditSpec(Frozen):
     guidance_rescale                how far guidance is kept from raising contrast, see `ddim.guided`
     feature_reuse                   every how many steps the whole UNet is executed, see `reuse`
     pictures_kept                   outside of the mask the pictures too are the source's, see `decoding`
+    guidance_embedded               the UNet itself takes the scale: there is no unconditional branch
     regions                         prompts of parts of the picture, each a branch of its own, see `regions`
     """
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"guidance_rescale", "pictures_kept", "regions"})
+    left_out: ClassVar[frozenset[str]] = frozenset(
+        {"guidance_rescale", "pictures_kept", "regions", "guidance_embedded"}
+    )
 
     prompt: str
     negative_prompt: str = ""
@@ -79,6 +82,7 @@ class EditSpec(Frozen):
     attended_keyframes: int = Field(8, ge=1, le=4096)  # beyond so many, see `keyframe_groups`
     solver: Solver = "ddim"
     pictures_kept: bool = False
+    guidance_embedded: bool = False
     regions: tuple[str, ...] = Field((), max_length=MOST_REGIONS)
 
     @model_validator(mode="after")
@@ -94,7 +98,7 @@ class EditSpec(Frozen):
 
     def branches_at(self, step: int, steps: int) -> int:
         """Branches of the UNet at `step` of `steps`: one per prompt, and the unconditional one where it is guided."""
-        return 1 + len(self.regions) + self.guided_at(step, steps)
+        return 1 + len(self.regions) + (self.guided_at(step, steps) and not self.guidance_embedded)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ class Denoiser:
         self.spec, self.frames, self.timesteps, self.backbone = spec, list(frames), timesteps, backbone
         self.tokens, self.field = tokens, field
         # Differs: at guidance 1 the unconditional branch has no weight and is not run; there never is a source branch.
-        prompts = [*([] if spec.guidance_scale == 1 else [spec.negative_prompt]), spec.prompt, *spec.regions]
+        unconditional = [] if spec.guidance_scale == 1 or spec.guidance_embedded else [spec.negative_prompt]
+        prompts = [*unconditional, spec.prompt, *spec.regions]
         text = backbone.encode_text(prompts)
         self.editor = editors.build(
             spec.editor, editors.Source(latents, timesteps, backbone.levels, text, spec.guidance_scale)
@@ -417,7 +422,7 @@ class Denoiser:
         else:
             residuals = self.controlling.reused(frames, branches)
         with patched(self.backbone.unet, processors, hooks, forwards):
-            noise = self.backbone.predict_noise(batch, timestep, text, residuals)
+            noise = self.backbone.predict_noise(batch, timestep, text, residuals, self._embedded_scale(step))
         parts = noise.unflatten(0, (branches, len(latents)))
         first, *others = parts[-1 - len(self.regions) :]
         wanted = overlaid(
@@ -426,6 +431,10 @@ class Denoiser:
         if branches == 1 + len(self.regions):
             return wanted
         return guided(parts[0], wanted, conditions.guidance_scale, self.spec.guidance_rescale)
+
+    def _embedded_scale(self, step: int) -> float:
+        """The scale that a UNet is told which takes it; 1 where there is no guidance."""
+        return self.spec.guidance_scale if self.spec.guided_at(step, len(self.timesteps)) else 1.0
 
     def _reading(self, steps: range) -> Iterator[tuple[Stretch, SourceRead]]:
         """What the stretches of `steps` need of the disk, in order."""

@@ -457,13 +457,6 @@ def test_variants_that_need_more_than_text_are_refused(
         geometry(configs)
 
 
-def test_a_model_that_is_given_its_guidance_is_refused(tiny_folder: Path) -> None:
-    configs = read_configs(tiny_folder)
-    configs["unet"] = configs["unet"] | {"time_cond_proj_dim": 256}
-    with pytest.raises(InputError, match="a latent consistency model"):
-        geometry(configs)
-
-
 BLOCK = "model.diffusion_model.input_blocks"
 SINGLE = {
     "inpainting": {f"{BLOCK}.0.0.weight": (320, 9, 3, 3)},

@@ -7,6 +7,7 @@ A family is a module with eight names and no base class:
     SINGLE_FILES what diffusers calls a single checkpoint file of it
     SETTINGS     files beside the components that may change a result
     ADDED        what its UNet is given beside text, as the UNet's config calls it (`addition_embed_type`)
+    VARIANTS     other classes that are the same but for how they sample, which is done here; may be left out
     encode_text  (pipeline, prompts, device) → text (prompt, row, channel), opaque but for its first axis
     encode_weighted  the same, for prompts of any length with weights in them, as compel reads them
     unet_inputs  (UNet config, text, pixels) → named inputs of the UNet for this text, for frames of (height, width)
@@ -53,7 +54,7 @@ def pipelines() -> list[str]:
 
 def family_of_pipeline(name: object) -> Family | None:
     """The family whose folders declare the class `name`."""
-    return next((family for family in families() if name == family.PIPELINE), None)
+    return next((family for family in families() if name in (family.PIPELINE, *getattr(family, "VARIANTS", ()))), None)
 
 
 def family_of_unet(config: Any) -> Family:

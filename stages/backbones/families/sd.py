@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 PIPELINE = "StableDiffusionPipeline"
+VARIANTS = ("LatentConsistencyModelPipeline",)
 COMPONENTS = {"unet": True, "vae": True, "text_encoder": True, "tokenizer": False, "scheduler": False}
 SINGLE_FILES = ("v1", "v2")
 SETTINGS: tuple[str, ...] = ()
