@@ -255,7 +255,7 @@ class Plan:
             return latents
         if node is self.noise:
             return invert_ddpm.outputs(node.spec, latents=latents, layout=self.layout)
-        if node.stage in ("read_masks", "find_masks"):
+        if node.stage in ("read_masks", "find_masks", "segment_masks"):
             masks: Schema = STAGES_BESIDE[node.stage].outputs(node.spec, frames=frames)
             return masks
         if node.stage == "extract_tokens":
