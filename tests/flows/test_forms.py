@@ -270,6 +270,7 @@ def test_a_sweep_goes_on_after_a_failure_and_names_it(
 
 def test_garbage_is_collected_and_told_in_a_table(api: str, clip: Path, tiny_folder: Path, tmp_path: Path) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
     from flows.deployed import collect_garbage
 
@@ -285,9 +286,10 @@ def test_garbage_is_collected_and_told_in_a_table(api: str, clip: Path, tiny_fol
         assert (plan.store.find(plan.match.key) is None) != dry
     assert last_flow_run().name == "gc · 1 KB"
     with get_client(sync_client=True) as client:
-        tables = [str(each.data) for each in client.read_artifacts() if each.key == "tokenflow-gc"]
-    assert f"match_tokens/{plan.match.key.hex[:12]}" in tables[-1]
-    assert "edit_keyframes" not in tables[-1]
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["tokenflow-gc"]))
+        newest = max(client.read_artifacts(artifact_filter=wanted), key=lambda table: str(table.created))
+    assert f"match_tokens/{plan.match.key.hex[:12]}" in str(newest.data)
+    assert "edit_keyframes" not in str(newest.data)
 
 
 def test_two_served_runs_of_one_video_at_once_compute_it_once_and_the_waiting_one_says_so(
