@@ -129,6 +129,8 @@ def test_controls_come_from_a_file_and_leave_with_their_editor(tmp_path: Path) -
     (control,) = options_of(given_of(options))["controls"]
     assert control == {"kind": "given", "model": "m", "video": tmp_path / "drawn.mp4"}
     assert "controls" not in over(options, {"editor": "pnp"})
+    baseline = {"editor": "per-frame", "keyframe_interval": 1, "attended_keyframes": 1, "seed": 3}
+    assert over(baseline, {"editor": "pnp"}) == {"editor": "pnp", "seed": 3, "editor_settings": {}}
     anew = options_of({"control": ["canny:0.5"], "control_video": []})
     assert [control.strength for control in over(options, anew)["controls"]] == [0.5]
 
