@@ -422,7 +422,7 @@ class Denoiser:
         else:
             residuals = self.controlling.reused(frames, branches)
         with patched(self.backbone.unet, processors, hooks, forwards):
-            noise = self.backbone.predict_noise(batch, timestep, text, residuals, self._embedded_scale(step))
+            noise = self.backbone.predict_noise(batch, timestep, text, residuals, **self._told(step))
         parts = noise.unflatten(0, (branches, len(latents)))
         first, *others = parts[-1 - len(self.regions) :]
         wanted = overlaid(
@@ -432,9 +432,11 @@ class Denoiser:
             return wanted
         return guided(parts[0], wanted, conditions.guidance_scale, self.spec.guidance_rescale)
 
-    def _embedded_scale(self, step: int) -> float:
+    def _told(self, step: int) -> dict[str, float]:
         """The scale that a UNet is told which takes it; 1 where there is no guidance."""
-        return self.spec.guidance_scale if self.spec.guided_at(step, len(self.timesteps)) else 1.0
+        if not self.spec.guidance_embedded:
+            return {}
+        return {"guidance_scale": self.spec.guidance_scale if self.spec.guided_at(step, len(self.timesteps)) else 1.0}
 
     def _reading(self, steps: range) -> Iterator[tuple[Stretch, SourceRead]]:
         """What the stretches of `steps` need of the disk, in order."""

@@ -177,9 +177,9 @@ class Watched(StableDiffusion):
         self.__dict__.setdefault("controlled", []).append(timestep)
         return super().control(number, latents, timestep, *given)
 
-    def predict_noise(self, latents: Any, timestep: int, text: Any, residuals: Any = None, *guidance: float) -> Any:
+    def predict_noise(self, latents: Any, timestep: int, text: Any, residuals: Any = None) -> Any:
         self.__dict__.setdefault("given", []).append((timestep, residuals))
-        return super().predict_noise(latents, timestep, text, residuals, *guidance)
+        return super().predict_noise(latents, timestep, text, residuals)
 
 
 def watched(prepared: Prepared, control: Any, **fields: Any) -> tuple[Watched, np.ndarray[Any, Any]]:
