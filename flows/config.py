@@ -175,8 +175,9 @@ class EditConfig(Frozen):
         le=512,
     )  # fmt: skip
     regions: tuple[str, ...] = Field(
-        (), title="Regions", description="each MASK=PROMPT: where the mask is white this prompt rules; MASK as mask or "
-        "mask from take it", max_length=MOST_REGIONS, examples=[["cross-attention:dog=a golden dog"]],
+        (), title="Regions", description="each MASK=PROMPT: where the mask is white this prompt rules; MASK "
+        "as mask takes it, or cross-attention:WORD",
+        max_length=MOST_REGIONS, examples=[["cross-attention:dog=a golden dog"]],
     )  # fmt: skip
     keyframe_interval: int = Field(8, title="Keyframe interval", description="frames per keyframe", ge=1, le=64)
     keyframe_offsets: int = Field(
@@ -202,7 +203,6 @@ class EditConfig(Frozen):
         0.0, title="Match colours", description="how far pictures are moved to the source's colours on the whole; 0: "
         "not at all", ge=0, le=1,
     )  # fmt: skip
-
     decoder: Path | None = Field(
         None, title="Decoder", description="folder of an autoencoder with the same latents, such as a temporal one, "
         "that decodes the clip in the place of the model's own",

@@ -44,6 +44,9 @@ GIF_SHORTEST = 2  # ticks; viewers show what is shorter for a tenth of a second
 CONTAINER_OPTIONS = {".gif": {"loop": "0"}, ".webp": {"loop": "0"}, ".mp4": {"movflags": "+faststart"},
                      ".mov": {"movflags": "+faststart"}}  # fmt: skip
 PICTURE = "{:05d}.png"
+TOO_FEW_TO_REORDER = (
+    8  # x265 looks four frames ahead; of clips that end before, it now and then gives no decoding times
+)
 
 Blocks = Iterable[np.ndarray[Any, Any]]
 
@@ -139,7 +142,7 @@ def write_video(
     else:
         has_audio = _write_file(
             path, blocks, form, times, size, rate, source, (float(pts[0]), float(pts[-1]) + float(durations[-1])),
-            in_order=variable, notes=notes,
+            in_order=variable or (form.codec == "hevc" and len(times.kept) < TOO_FEW_TO_REORDER), notes=notes,
         )  # fmt: skip
     if form.suffix not in PASSED_THROUGH and source is not None and survey(source).info.has_audio:
         notes.append(f"the source's sound is left out: {_kind(form)} holds none")
