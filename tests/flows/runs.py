@@ -96,9 +96,9 @@ def counting(patch: pytest.MonkeyPatch) -> Executed:
 
     predict = StableDiffusion.predict_noise
 
-    def counted_predict(backbone: StableDiffusion, latents: Any, *given: Any) -> Any:
+    def counted_predict(backbone: StableDiffusion, latents: Any, *given: Any, **named: Any) -> Any:
         executed.passed += len(latents)
-        return predict(backbone, latents, *given)
+        return predict(backbone, latents, *given, **named)
 
     patch.setattr(extract_tokens.SourcePass, "read", counted_read)
     patch.setattr(StableDiffusion, "predict_noise", counted_predict)

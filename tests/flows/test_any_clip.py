@@ -20,6 +20,7 @@ from flows.sidecar import read_sidecar
 from flows.videos import KnownVideo
 from stages.media.letterbox import with_bars
 from stages.media.video import probe, read_pictures, survey
+from store.errors import InputError
 from tests.flows.runs import Executed, edit
 from tests.stages.clips import numbered, write_clip
 
@@ -92,6 +93,18 @@ def test_a_worker_without_the_video_knows_the_bars(plan: Plans, barred: Path) ->
     )  # fmt: skip
     assert here.decode.spec.bars is not None
     assert [node.key for node in there.nodes] == [node.key for node in here.nodes]
+
+
+def test_a_folder_of_control_images_does_not_go_with_bars(
+    plan: Plans, barred: Path, control_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "edges").mkdir()
+    for n in range(7):
+        Image.new("RGB", (32, 50)).save(tmp_path / "edges" / f"{n}.png")
+    asked = {"kind": "given", "model": str(control_folder), "video": tmp_path / "edges"}
+    options: dict[str, Any] = {"editor": "controlnet", "controls": (asked,)}
+    with pytest.raises(InputError, match="black bars are cut off; give a control video, or say --letterbox keep"):
+        plan(barred, **options)
 
 
 def test_a_mask_is_drawn_on_the_picture_with_its_bars(

@@ -15,28 +15,13 @@ from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
 from stages.diffusion.ddim import timesteps
 from store.errors import InputError
 from tests.tiny.method import edit, edit_spec, moving_clip, prepare
-from tests.tiny.models import make_pipeline
-
-LCM = {
-    "_class_name": "LCMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000, "original_inference_steps": 50, "set_alpha_to_one": True, "steps_offset": 0,
-    "timestep_spacing": "leading", "prediction_type": "epsilon", "clip_sample": False,
-}  # fmt: skip
+from tests.tiny.models import LCM, make_lcm, save_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model as latent consistency models are stored: their own pipeline, scheduler, and UNet."""
-    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
-
-    made = make_pipeline(vae="tiny", time_cond_proj_dim=32)
-    parts = {name: part for name, part in made.components.items() if name != "scheduler"}
-    pipeline = LatentConsistencyModelPipeline(
-        **parts, scheduler=LCMScheduler.from_config(LCM), requires_safety_checker=False
-    )
-    place = tmp_path_factory.mktemp("models") / "lcm"
-    pipeline.save_pretrained(place, safe_serialization=True)
-    return place
+    return save_model(tmp_path_factory.mktemp("models") / "lcm", make_lcm)
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def test_the_default_quality_is_the_one_that_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_hevc_of_few_frames_is_decoded_as_it_is_shown(tmp_path: Path, count: int) -> None:
-    """Where it reorders so few, x265 leaves now and then no times that can be written: one in twenty clips failed."""
+    """Where it reorders so few, x265 leaves now and then no times that can be written."""
     write_video(tmp_path / "a.mp4", [frames(count)], **even(count), encoding=Encoding(codec="hevc"))
     with av.open(tmp_path / "a.mp4") as container:
         times = [(packet.pts, packet.dts) for packet in container.demux(video=0) if packet.size]

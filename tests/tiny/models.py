@@ -52,6 +52,23 @@ def make_pipeline(seed: int = 0, vae: str = "kl", **unet: Any) -> Any:
     return pipeline
 
 
+LCM = {
+    "_class_name": "LCMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000, "original_inference_steps": 50, "set_alpha_to_one": True, "steps_offset": 0,
+    "timestep_spacing": "leading", "prediction_type": "epsilon", "clip_sample": False,
+}  # fmt: skip
+"""The scheduler's config of a latent consistency model."""
+
+
+def make_lcm(seed: int = 0, vae: str = "tiny", **unet: Any) -> Any:
+    """A LatentConsistencyModelPipeline with random weights, whose UNet takes the guidance scale as an input."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+    parts = make_pipeline(seed, vae, **{"time_cond_proj_dim": 32, **unet}).components
+    scheduler = LCMScheduler.from_config(LCM)
+    return LatentConsistencyModelPipeline(**parts | {"scheduler": scheduler}, requires_safety_checker=False)
+
+
 def make_sdxl(seed: int = 0, **unet: Any) -> Any:
     """A StableDiffusionXLPipeline with random weights: three levels, one to three layers a transformer, two encoders.
 
