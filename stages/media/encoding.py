@@ -84,8 +84,8 @@ class Format:
     def options(self, *, in_order: bool) -> dict[str, str]:
         """Options of the encoder.
 
-        in_order    packets leave in the order of presentation: containers store the time between packets, and only so
-                    is it the time each frame is shown
+        in_order    HEVC's packets leave in the order of presentation, as those of all others do: containers store the
+                    time between packets, and only so is it the time each frame is shown
         """
         if self.codec == "prores":
             profile = next(name for name, below in PRORES_PROFILES if self.quality < below)
@@ -98,7 +98,7 @@ class Format:
         worst, best = RATE_FACTORS[self.codec]
         options = {"crf": f"{round(worst + (best - worst) * self.quality / 100, 1):g}"}
         if self.codec == "h264":
-            return options | ({"bf": "0"} if in_order else {})
+            return options | {"bf": "0"}  # where it reorders, x264 writes equal frames differently now and then
         if self.codec == "hevc":
             return options | {"x265-params": "log-level=error" + (":bframes=0" if in_order else "")}
         options["crf"] = str(round(float(options["crf"])))

@@ -34,19 +34,19 @@ from stages.media.video import EXACT, open_video, survey
 from store.errors import InputError
 from store.schemas import Frozen
 
-VERSION = 1  # raise it when equal frames should give another file
+VERSION = 2  # raise it when equal frames should give another file
 BT709 = 1  # FFmpeg's number for the matrix
 DEFAULT = Encoding()
 
 CLOCKS = (1000, 90_000, 12_800, 15_360, 16_000, 24_000, 30_000, 48_000, 60_000)
 OWN_CLOCKS = {"gif": Fraction(1, 100), "webp": Fraction(1, 1000)}
 GIF_SHORTEST = 2  # ticks; viewers show what is shorter for a tenth of a second
-CONTAINER_OPTIONS = {".gif": {"loop": "0"}, ".webp": {"loop": "0"}, ".mp4": {"movflags": "+faststart"},
-                     ".mov": {"movflags": "+faststart"}}  # fmt: skip
+CONTAINER_OPTIONS = {
+    ".mp4": {"movflags": "+faststart"}, ".mov": {"movflags": "+faststart"}, ".gif": {"loop": "0"},
+    ".webp": {"loop": "0"}, ".mkv": {"fflags": "+bitexact"}, ".webm": {"fflags": "+bitexact"},  # no random numbers
+}  # fmt: skip
 PICTURE = "{:05d}.png"
-TOO_FEW_TO_REORDER = (
-    8  # x265 looks four frames ahead; of clips that end before, it now and then gives no decoding times
-)
+TOO_FEW_TO_REORDER = 8  # x265 looks four frames ahead; of clips that end before, it now and then gives no times
 
 Blocks = Iterable[np.ndarray[Any, Any]]
 

@@ -47,7 +47,7 @@ def test_the_same_keys_and_bits_in_another_store(sidecar: Path, executed: Execut
 
 
 def test_what_a_clip_was_written_as_is_told_and_done_again(clip: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    run_edit(make_plan(clip, tiny_folder, tmp_path / "store", codec="hevc", quality=40), tmp_path / "a.mp4", "direct")
+    run_edit(make_plan(clip, tiny_folder, tmp_path / "store", codec="av1", quality=40), tmp_path / "a.mp4", "direct")
     run_edit(make_plan(clip, tiny_folder, tmp_path / "store"), tmp_path / "pictures", "direct")
     for name in ("a.mp4", "pictures"):
         again, then = plan_again(tmp_path / f"{name}.json", Store(tmp_path / "store"), RUNTIME)
