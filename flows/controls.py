@@ -14,6 +14,8 @@ from store.errors import InputError
 from store.schemas import Frozen
 from store.store import Store
 
+from .hub import is_hub_id, snapshot
+
 WRITTEN = re.compile(
     r"(?P<kind>[a-z]+)(:(?P<model>(?!\d+(\.\d+)?(:|$)).+?))?"
     r"(:(?P<strength>\d+(\.\d+)?)(:(?P<start>\d+(\.\d+)?)-(?P<stop>\d+(\.\d+)?))?)?"
@@ -147,7 +149,7 @@ def find_annotator(detector: str, store: Store, allow_pickle: bool) -> ControlFi
             f"--control {detector} is drawn with pickled weights ({ANNOTATOR_REPOSITORY}), which are not opened unless "
             "you trust them and say --allow-pickle; canny needs none"
         )
-    folder = _snapshot(ANNOTATOR_REPOSITORY, ANNOTATOR_FILES[detector])
+    folder = snapshot(ANNOTATOR_REPOSITORY, ANNOTATOR_FILES[detector])
     files = [Path(name) for name in ANNOTATOR_FILES[detector]]
     return ControlFiles(ANNOTATOR_REPOSITORY, folder, f"blake3:{store.folder_hash(folder, files)}")
 
@@ -168,8 +170,8 @@ def _folder(control: Control, model: Any, store: Store, allow_pickle: bool) -> P
         return path
     if path.is_file():
         return _unpacked(path, model, store)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
-        return _snapshot(name, ["config.json", f"{WEIGHTS}.safetensors", *(["*.bin"] if allow_pickle else [])])
+    if is_hub_id(name):
+        return snapshot(name, ["config.json", f"{WEIGHTS}.safetensors", *(["*.bin"] if allow_pickle else [])])
     raise InputError(f"no ControlNet {name!r}: it is no folder, no file and no hub id; give one of these (org/name)")
 
 
@@ -183,16 +185,3 @@ def _unpacked(file: Path, model: Any, store: Store) -> Path:
     if not folder.is_dir():
         unpack_single_file(file, model.folder, folder)
     return folder
-
-
-def _snapshot(name: str, wanted: list[str]) -> Path:
-    """The folder in which the hub's client keeps the files of a hub id, downloaded where they are not there yet."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # the hub's client raises a dozen unrelated classes, all meaning: not to be had
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{name!r} is no folder or file here, and as a hub id it cannot be downloaded: {reason}"
-        ) from None

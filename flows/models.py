@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from store.schemas import Frozen
 from store.store import Store
 
 from .config import EditConfig
+from .hub import fetched, is_hub_id, snapshot
 
 ADVICE_FILE = "tokenflow.json"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -44,7 +44,7 @@ class ModelFiles:
 
 
 def find_model(name: str, store: Store, allow_pickle: bool = False, adapters: Adapters = NO_ADAPTERS) -> ModelFiles:
-    """The model called `name`: 'pocket', a diffusers folder, a single checkpoint file, or a hub id.
+    """The model called `name`: 'pocket', a diffusers folder, a hub id, or a single checkpoint FILE[:CONFIGS].
 
     allow_pickle   take weights that are no .safetensors too, where there are no others
     adapters       put on top of its weights
@@ -53,6 +53,7 @@ def find_model(name: str, store: Store, allow_pickle: bool = False, adapters: Ad
 
     if not name.strip():
         raise InputError("--model is empty; give a diffusers folder, a .safetensors file, a hub id, or 'pocket'")
+    file, configs = split_place(name)
     if name == "pocket":
         from pocket import model_folder
 
@@ -60,17 +61,17 @@ def find_model(name: str, store: Store, allow_pickle: bool = False, adapters: Ad
     elif Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
         load_from = str(folder)
-    elif Path(name).expanduser().is_file():
-        folder = _unpacked(Path(name).expanduser(), store, allow_pickle)
+    elif file.is_file():
+        folder = _unpacked(file, configs, store, allow_pickle)
         load_from = str(folder)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
+    elif is_hub_id(name):
         folder, load_from = _downloaded(name, allow_pickle), name
     else:
         raise InputError(
             f"no model {name!r}: it is no folder, no file and no hub id; give one of these (org/name), or 'pocket'"
         )
     check_folder(folder, allow_pickle)
-    pickled = bool(pickled_weights(folder)) or (Path(name).is_file() and Path(name).suffix != ".safetensors")
+    pickled = bool(pickled_weights(folder)) or (file.is_file() and file.suffix != ".safetensors")
     files = [path.relative_to(folder) for path in identity_files(folder)]
     key = _key_with(adapters, f"blake3:{store.folder_hash(folder, files)}", store)
     return ModelFiles(name, load_from, folder, key, _advice(folder), pickled, adapters)
@@ -131,23 +132,45 @@ def _downloaded(name: str, allow_pickle: bool) -> Path:
     """The folder in which diffusers keeps the files of a hub id, downloaded where they are not there yet."""
     from diffusers import DiffusionPipeline
 
-    try:
-        return Path(DiffusionPipeline.download(name, use_safetensors=None if allow_pickle else True))
-    except Exception as error:  # the hub's client raises a dozen unrelated classes, all meaning: not to be had
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"model {name!r} is no folder or file here, and as a hub id it cannot be downloaded: {reason}"
-        ) from None
+    return fetched(name, lambda: DiffusionPipeline.download(name, use_safetensors=None if allow_pickle else True))
 
 
-def _unpacked(file: Path, store: Store, allow_pickle: bool) -> Path:
-    """A single checkpoint file as a diffusers folder, made once and kept in the store under the file's hash."""
+def _unpacked(file: Path, configs: str | None, store: Store, allow_pickle: bool) -> Path:
+    """A single checkpoint file as a diffusers folder, made once and kept in the store under the file's hash.
+
+    configs   folder or hub id of a diffusers model of the same structure, whose configs and tokenizer are taken; those
+              that diffusers knows for the file's kind without it
+    """
+    from stages.backbones.folders import settings_files, unpack_single_file
+
     if file.suffix != ".safetensors" and not (allow_pickle and file.suffix in PICKLES):
         way_out = "" if file.suffix not in PICKLES else " unless you trust it and say --allow-pickle"
         raise InputError(f"model file {file} is no .safetensors file; other weight files are not opened{way_out}")
-    folder = store.root / "models" / store.file_hash(file)
+    made_of, place = store.file_hash(file), None
+    if configs is not None:
+        place = Path(configs).expanduser()
+        if not place.is_dir():
+            place = snapshot(configs, ["*.json", "*.txt"])
+        made_of += f"-{store.folder_hash(place, settings_files(place))[:16]}"
+    folder = store.root / "models" / made_of
     if not (folder / "model_index.json").is_file():
-        from stages.backbones.folders import unpack_single_file
-
-        unpack_single_file(file, folder)
+        unpack_single_file(file, folder, place)
     return folder
+
+
+def absolute_place(name: str) -> str:
+    """A model's name as it is understood from any folder: 'pocket', a hub id, or absolute paths."""
+    file, configs = split_place(name)
+    if name == "pocket" or not file.exists():
+        return name
+    if configs is None:
+        return str(file.absolute())
+    place = Path(configs).expanduser()
+    return f"{file.absolute()}:{place.absolute() if place.is_dir() else configs}"
+
+
+def split_place(name: str) -> tuple[Path, str | None]:
+    """FILE[:CONFIGS] as (FILE, CONFIGS); a file or folder whose own name holds a colon is itself."""
+    whole = Path(name).expanduser()
+    file, colon, configs = name.partition(":")
+    return (Path(file).expanduser(), configs.strip()) if colon and not whole.exists() else (whole, None)

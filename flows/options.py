@@ -29,6 +29,8 @@ CANNY_THRESHOLDS = "100-200"  # as `Control` has them
 MASKS = {"mask", "mask_from"}  # which exclude each other
 PATHS = tuple(name for name, field in EditConfig.model_fields.items() if field.annotation in (Path, Path | None))
 
+PLACES = ("model", "loras", "embeddings", "mask_from")  # texts that may begin with a place
+
 
 def config_of(options: Mapping[str, Any]) -> EditConfig:
     """What is asked; InputError, naming the option, where a value cannot be."""
@@ -128,14 +130,30 @@ def read_options(file: Path) -> Options:
             raise InputError(f"--config {file}: no option {name!r}; have {', '.join((*EDIT, *RUNTIME))}")
     _check_shapes(file, options)
     paths: Options = {name: file.parent / options[name] for name in PATHS if name in options}
+    paths |= {name: _beside(file, options[name]) for name in PLACES if name in options}
     if "regions" in options:
         paths["regions"] = tuple(str(Region.read(text).within(file.parent)) for text in options["regions"])
     if "controls" in options:
         paths["controls"] = [
-            {**each, **({"video": file.parent / each["video"]} if "video" in each else {})}
+            {
+                **each,
+                **({"video": file.parent / each["video"]} if "video" in each else {}),
+                **({"model": _beside(file, each["model"])} if "model" in each else {}),
+            }
             for each in options["controls"]
         ]
     return {**options, **paths}
+
+
+def _beside(file: Path, said: Any) -> Any:
+    """`said`, a text or a list of them, each seen from the folder of `file` if it names something that lies there."""
+    if isinstance(said, list):
+        return [_beside(file, each) for each in said]
+    if not isinstance(said, str):
+        return said
+    sam, place = ("sam:", said.removeprefix("sam:")) if said.startswith("sam:") else ("", said)
+    named = place.rpartition("@")[0] if sam else place.partition(":")[0]
+    return f"{sam}{file.parent / place}" if named and (file.parent / named).exists() else said
 
 
 def options_like(store: Store, name: str, with_video: bool = True) -> Options:

@@ -21,6 +21,7 @@ from store.schemas import Frozen
 from .config import EditConfig
 from .controls import Control
 from .export import clip_hash
+from .models import absolute_place
 from .plan import STAGES, Node, Plan
 from .shots import written_cuts
 
@@ -73,7 +74,7 @@ class Sidecar(Frozen):
         return cls(
             clip=NamedFile(name=clip.name, key=f"blake3:{clip_hash(plan.store, clip)}"),
             video=NamedFile(name=str(plan.config.video.absolute()), key=plan.video_key),
-            model=NamedFile(name=model_place(plan), key=plan.model.key),
+            model=NamedFile(name=absolute_place(plan.config.model), key=plan.model.key),
             config=resolved(plan, keyframes),
             recipes=recipes,
             keys={recipe.stage: recipe.hex for recipe in recipes},
@@ -137,7 +138,7 @@ def resolved(plan: Plan, keyframes: Node) -> EditConfig:
     return plan.config.anywhere().model_copy(
         update={
             "prompts": (keyframes.spec.prompt,),
-            "model": model_place(plan),
+            "model": absolute_place(plan.config.model),
             "guidance_scale": plan.guidance_scale,
             "editor_settings": {k: v for k, v in keyframes.spec.editor.settings.items() if k != "controls"},
             "controls": tuple(_anywhere(control) for control in plan.config.controls),
@@ -151,9 +152,3 @@ def _anywhere(control: Control) -> Control:
     model = Path(control.model).expanduser()
     named = str(model.absolute()) if control.model and model.exists() else control.model
     return control.model_copy(update={"model": named, "video": control.video and control.video.absolute()})
-
-
-def model_place(plan: Plan) -> str:
-    """The model as it can be named from any folder: 'pocket', a hub id, or an absolute path."""
-    path = Path(plan.config.model).expanduser()
-    return str(path.absolute()) if path.exists() and plan.config.model != "pocket" else plan.config.model

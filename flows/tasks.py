@@ -24,8 +24,8 @@ from store.artifact import Artifact
 from store.draft import Draft
 from store.schemas import Block, Blocks
 
+from .models import absolute_place
 from .plan import Node, Plan
-from .sidecar import model_place
 
 Run = Callable[..., Blocks]
 """(part, role=artifact, …) → blocks: a stage's `run` with everything but its inputs filled in."""
@@ -380,7 +380,7 @@ class Session:
             "video": self.plan.config.video.name,
             **({"described": self.plan.video.model_dump(mode="json")} if node is self.plan.decode else {}),
             "model": self.plan.config.model,
-            "model_place": model_place(self.plan),
+            "model_place": absolute_place(self.plan.config.model),
             "prompt": node.prompt,
             "cut": cut,
         }

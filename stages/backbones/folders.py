@@ -100,22 +100,47 @@ def _weighted(family: Family) -> list[str]:
     return [name for name, has_weights in family.COMPONENTS.items() if has_weights]
 
 
-def unpack_single_file(file: Path, folder: Path) -> None:
-    """Write a single checkpoint file of any family as a diffusers folder; InputError where that fails."""
+def unpack_single_file(file: Path, folder: Path, configs: Path | None = None) -> None:
+    """Write a single checkpoint file of any family as a diffusers folder; InputError where that fails.
+
+    configs   a diffusers folder whose configs, tokenizer and scheduler are taken; those of the hub without it
+    """
     import diffusers
 
     try:
         family = _family_of_file(file)
-        pipeline = getattr(diffusers, family.PIPELINE).from_single_file(str(file), safety_checker=None)
+        if configs is not None:
+            _check_configs(configs, file, family)
+        pipeline = getattr(diffusers, family.PIPELINE).from_single_file(
+            str(file), safety_checker=None, config=configs and str(configs)
+        )
         check_variant(dict(pipeline.unet.config), dict(pipeline.vae.config))
     except InputError:
         raise
     except Exception as error:  # diffusers' converters raise whatever a foreign file makes them trip over
         reason = " ".join(str(error).split())[:240]
         raise InputError(
-            f"checkpoint {file} cannot be read as Stable Diffusion ({reason}); convert it to a diffusers folder"
+            f"checkpoint {file} cannot be read as Stable Diffusion ({reason}); convert it to a diffusers folder, or "
+            f"say {file.name}:FOLDER with one of the same structure, whose configs and tokenizer are taken"
         ) from None
     save_whole(pipeline, folder)
+
+
+def settings_files(folder: Path) -> list[Path]:
+    """Files of a diffusers folder, relative to it, that say how its weights are used: configs and tokenizers."""
+    return sorted(
+        path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".json", ".txt") and path.is_file()
+    )
+
+
+def _check_configs(configs: Path, file: Path, family: Family) -> None:
+    """InputError unless `configs` is a folder of the pipeline that the family of `file` is."""
+    try:
+        declared = json.loads((configs / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{configs} is no diffusers folder: it has no model_index.json that says what it is") from None
+    if declared != family.PIPELINE:
+        raise InputError(f"{configs} is of {declared}, and {file} is of {family.PIPELINE}; name a folder of its kind")
 
 
 def save_whole(model: Any, folder: Path) -> None:

@@ -135,6 +135,24 @@ def test_controls_come_from_a_file_and_leave_with_their_editor(tmp_path: Path) -
     assert [control.strength for control in over(options, anew)["controls"]] == [0.5]
 
 
+def test_texts_that_begin_with_a_place_mean_what_lies_beside_the_file(tmp_path: Path) -> None:
+    for name in ("one.safetensors", "sam2/config.json", "style.safetensors", "net/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    file = tmp_path / "edit.toml"
+    file.write_text(
+        'model = "one.safetensors:org/name"\nloras = ["style.safetensors:0.5", "elsewhere.safetensors"]\n'
+        'mask_from = "sam:sam2@0.5,0.4"\n[[controls]]\nkind = "canny"\nmodel = "net"\n'
+    )
+    options = read_options(file)
+    assert options["model"] == f"{tmp_path}/one.safetensors:org/name"
+    assert options["loras"] == [f"{tmp_path}/style.safetensors:0.5", "elsewhere.safetensors"]
+    assert options["mask_from"] == f"sam:{tmp_path}/sam2@0.5,0.4"
+    assert options["controls"][0]["model"] == f"{tmp_path}/net"
+    file.write_text('model = "org/name"\nmask_from = "cross-attention:dog"\n')
+    assert read_options(file) == {"model": "org/name", "mask_from": "cross-attention:dog"}
+
+
 def test_a_preset_said_anew_brings_its_own_options() -> None:
     assert over({"feature_reuse": 1, "seed": 3}, {"preset": "fast"}) == {
         "seed": 3, "preset": "fast", "editor_settings": {}

@@ -20,7 +20,8 @@ from store.errors import InputError
 from store.store import Store
 from tests.flows.runs import Executed, make_plan, small_clip
 from tests.test_cli import Tf, made, tf  # noqa: F401 (fixtures)
-from tests.tiny.models import save_model
+from tests.tiny.checkpoints import write_checkpoint
+from tests.tiny.models import make_pipeline, save_model
 
 Plans = Callable[..., Plan]
 RUNTIME = make_runtime()
@@ -59,6 +60,23 @@ def test_what_a_clip_was_written_as_is_told_and_done_again(clip: Path, tiny_fold
         picture.write(b"touched")
     with pytest.raises(InputError, match="is not the clip that"):
         output_again(tmp_path / "pictures.json", then, None, again.store)
+
+
+def test_a_single_file_with_the_settings_of_a_folder_is_found_again(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make_pipeline()
+    write_checkpoint(tmp_path / "one.safetensors", pipeline)
+    pipeline.save_pretrained(tmp_path / "configs")
+    for weights in (tmp_path / "configs").rglob("*.safetensors"):
+        weights.unlink()
+    monkeypatch.chdir(tmp_path)
+    run_edit(make_plan(clip, Path("one.safetensors:configs"), tmp_path / "store"), tmp_path / "out.mp4", "direct")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again, then = plan_again(tmp_path / "out.mp4.json", Store(tmp_path / "store"), RUNTIME)
+    assert again.to_compute() == []
+    assert then.model.name == f"{tmp_path}/one.safetensors:{tmp_path}/configs"
 
 
 def test_an_ending_that_holds_no_such_codec_gets_its_own_and_that_is_said(

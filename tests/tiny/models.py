@@ -37,13 +37,16 @@ def make_unet(**changes: Any) -> Any:
 
 
 def make_pipeline(seed: int = 0, vae: str = "kl", **unet: Any) -> Any:
-    """A StableDiffusionPipeline with random weights: 8× AutoencoderKL or 4× AutoencoderTiny, and a byte tokenizer."""
+    """A StableDiffusionPipeline with random weights: 8× AutoencoderKL or 4× AutoencoderTiny, and a byte tokenizer.
+
+    unet   changes of its config; the text encoder is as wide as its cross-attention expects
+    """
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel
 
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    text = text_config(tokenizer)
+    text = text_config(tokenizer, hidden_size=unet.get("cross_attention_dim", 24))
     pipeline = StableDiffusionPipeline(
         vae=make_vae(vae), text_encoder=CLIPTextModel(text).eval(), tokenizer=tokenizer, unet=make_unet(**unet),
         scheduler=make_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -69,11 +72,13 @@ def make_lcm(seed: int = 0, vae: str = "tiny", **unet: Any) -> Any:
     return LatentConsistencyModelPipeline(**parts | {"scheduler": scheduler}, requires_safety_checker=False)
 
 
-def make_sdxl(seed: int = 0, **unet: Any) -> Any:
+def make_sdxl(seed: int = 0, layers: int = 2, **unet: Any) -> Any:
     """A StableDiffusionXLPipeline with random weights: three levels, one to three layers a transformer, two encoders.
 
     Fewer levels, attention only below the first, and another width of each text encoder, as in SDXL. The autoencoder's
     scaling factor makes latents of random weights as large as those of trained ones.
+
+    layers   of the second text encoder
     """
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -95,7 +100,9 @@ def make_sdxl(seed: int = 0, **unet: Any) -> Any:
     pipeline = StableDiffusionXLPipeline(
         vae=make_vae("kl", force_upcast=True, scaling_factor=2.0), unet=make_unet(**(changes | unet)),
         text_encoder=CLIPTextModel(text_config(tokenizer)).eval(), tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, hidden_size=16, projection_dim=16)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(
+            text_config(tokenizer, hidden_size=16, projection_dim=16, num_hidden_layers=layers)
+        ).eval(),
         tokenizer_2=make_tokenizer(), scheduler=make_scheduler(), force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )  # fmt: skip
