@@ -4,7 +4,7 @@ Source: Ma et al., DeepCache, arXiv 2312.00858, section 3.3: features of the dee
 neighbouring steps. The cut is below the outermost blocks: the first down block and the last up block are executed, and
 their self-attention puts out what it put out last, as in Zhao et al., Pyramid Attention Broadcast, arXiv 2408.12588.
 
-What is kept is large (37 MB a frame with two branches at SD 512², in half precision) and needed by its own frame alone.
+What is kept is large (18 MB a frame and branch at SD 512²) and needed by its own frame alone.
 So frames are not taken through a step one after the other: those of one pass go on through all steps that reuse as soon
 as the whole pass has been over them, and then nothing is kept of them.
 """

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from stages import invert_frames, propagate_tokens
@@ -403,6 +403,17 @@ def test_deep_features_are_kept_of_the_frames_alone_that_wait_for_others_of_thei
     edit_at_once(known, spec)
     assert max(map(len, kept)) <= 1 + 2 + 2 * 2, "the anchor, a pass of keyframes, a pass of the support and of others"
     assert not denoisers[-1].reuse.kept and not denoisers[-1].controlling.kept
+
+
+def test_what_is_kept_of_a_frame_at_512_pixels_is_as_large_as_the_docs_say() -> None:
+    """SD 1.x's structure without weights: 18 MB a branch in half precision (docs/shots.md)."""
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).half()
+        latents, text = torch.zeros(1, 4, 64, 64).half(), torch.zeros(1, 77, 768).half()
+        reuse = Reuse(unet, [name for name, _ in unet.named_modules() if name.endswith("attn1")], [0])
+        with torch.inference_mode(), patched(unet, {}, reuse.keeping([0], 1)):
+            unet(latents, torch.zeros(1), encoder_hidden_states=text)
+    assert sum(kept.nbytes for kept in reuse.kept.values()) == 2 * (640 + 5 * 320) * 64 * 64 == 18_350_080
 
 
 def test_deep_features_reused_from_an_equal_step_change_nothing(short: Prepared) -> None:
