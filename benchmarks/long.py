@@ -1,6 +1,7 @@
 """What a long clip costs, and whether windows show: clips of the pocket world, each edited in a process of its own.
 
     python -m benchmarks.long --frames 250 --frames 500 --frames 1000 --frames 2000 -o benchmarks/results/long.json
+    python -m benchmarks.long --frames 250 --frames 2000 --way "features every 2 steps"
 
 Memory is the process's peak, in which the clip is not rendered; seconds and CPU seconds are those of the whole run but
 the loading of libraries. Warp error (exact flow) is told apart by what meets between two frames: windows, or the blocks
@@ -40,6 +41,10 @@ from store.store import Store
 PATH_FRAMES = 30
 BLOCK = 50  # pairs that are measured at a time
 OPTIONS: dict[str, Any] = {"steps": 3, "inversion_evaluations": 1, "guidance_scale": 3.0, "cuts": "none"}
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "features every 2 steps": {"feature_reuse": 2},
+}
 Values = np.ndarray[Any, Any]
 
 
@@ -51,16 +56,18 @@ def scenes_of(frames: int, seed: int = 0) -> Any:
     return path[torch.from_numpy(np.resize(round_trip, frames))]
 
 
-def edited(frames: int, video: Path) -> dict[str, Any]:
-    """Edit the clip of so many frames in `video`, in a store beside it, and measure."""
-    scenes, store = scenes_of(frames), Store(video.parent / "store")
+def edited(frames: int, way: str, video: Path) -> dict[str, Any]:
+    """Edit the clip of so many frames in `video` in one of the `WAYS`, in a store beside it, and measure."""
+    scenes, store = scenes_of(frames), Store(video.parent / way.replace(" ", "-"))
     prompt = changed_caption(scenes[:1], "colour", 0)
-    config = make_config(video=video, source_prompt=caption(scenes[:1]), prompts=(prompt,), **OPTIONS)
+    options = OPTIONS | WAYS[way]
+    config = make_config(video=video, source_prompt=caption(scenes[:1]), prompts=(prompt,), **options)
     plan = Plan(config, make_runtime(), store)
     before, began = cpu_seconds(), time.perf_counter()
     result = run_edit(plan, video.with_name("edit.mp4"), "direct")
     taken = time.perf_counter() - began
     costs = {
+        "way": way,
         "frames": frames,
         "peak_mb": peak_mb(),
         "seconds_per_frame": round(taken / frames, 4),
@@ -124,12 +131,22 @@ def groups_of(keyframes: int, limit: int) -> Values:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    heads = ("frames", "peak MB", "s a frame", "CPU s a frame", "warp error", "windows / inside", "blocks / inside")
+    heads = (
+        "way",
+        "frames",
+        "peak MB",
+        "s a frame",
+        "CPU s a frame",
+        "warp error",
+        "windows / inside",
+        "blocks / inside",
+    )
     lines = [f"| {' | '.join(heads)} |", "|---:" * len(heads) + "|"]
     for row in rows:
         warp = row["warp_error"]
         cells = [
-            row["frames"], row["peak_mb"], f"{row['seconds_per_frame']:.3f}", f"{row['cpu_seconds_per_frame']:.3f}",
+            row["way"], row["frames"], row["peak_mb"], f"{row['seconds_per_frame']:.3f}",
+            f"{row['cpu_seconds_per_frame']:.3f}",
             warp["windows"]["inside"][0], warp["windows"]["ratio"], warp["blocks"]["ratio"],
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -138,17 +155,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(
     frames: Annotated[list[int], typer.Option()],
+    way: Annotated[list[str], typer.Option(help=f"One of: {', '.join(WAYS)}.")] = ["plain"],  # noqa: B006
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
     here: Annotated[Path | None, typer.Option(hidden=True, help="One clip that is rendered, in this process.")] = None,
 ) -> None:
-    """Edit a clip of every length, print a table, write JSON."""
+    """Edit a clip of every length in every way, print a table, write JSON."""
+    if unknown := set(way) - set(WAYS):
+        raise typer.BadParameter(f"no way {', '.join(sorted(unknown))}; have {', '.join(WAYS)}")
     if here:
-        print(json.dumps(edited(frames[0], here)))
+        print(json.dumps(edited(frames[0], way[0], here)))
         return
     settings = {**os.environ, "OMP_NUM_THREADS": "1"}  # what else the machine does then counts least
-    lengths = " ".join(f"--frames {count}" for count in frames)
+    asked = [*(f"--frames {count}" for count in frames), *(f'--way "{name}"' for name in way)]
     answer: dict[str, Any] = {
-        "command": f"python -m benchmarks.long {lengths} -o {output}", "options": OPTIONS,
+        "command": f"python -m benchmarks.long {' '.join(asked)} -o {output}", "options": OPTIONS, "ways": WAYS,
         "machine": {"cores": os.cpu_count(), "threads": 1, "python": sys.version.split()[0]},
         "clips": [],
     }  # fmt: skip
@@ -156,11 +176,14 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             video = Path(folder) / "long.mp4"
             write_video(video, scenes_of(count))
-            command = [sys.executable, "-m", "benchmarks.long", "--here", str(video), "--frames", str(count)]
-            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=settings).stdout
-        answer["clips"].append(json.loads(said.splitlines()[-1]))
-        if output:  # after every clip: the longest takes most of the time
-            output.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+            for name in way:
+                command = [sys.executable, "-m", "benchmarks.long", "--here", str(video), "--frames", str(count)]
+                said = subprocess.run(
+                    [*command, "--way", name], check=True, stdout=subprocess.PIPE, text=True, env=settings
+                ).stdout
+                answer["clips"].append(json.loads(said.splitlines()[-1]))
+                if output:  # after every clip: the longest takes most of the time
+                    output.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
     print(table(answer["clips"]))
 
 

@@ -27,7 +27,17 @@ class FullDeviceError(InputError):
 
 def finite(latents: Tensor, stage: str, timestep: int | None, frames: Sequence[int]) -> None:
     """Raise NonFiniteLatents unless all of latents (frame, …) are finite; `frames` are their numbers in the clip."""
-    bad = ~torch.isfinite(latents).flatten(1).all(1)
+    all_finite(finite_frames(latents), stage, timestep, frames)
+
+
+def finite_frames(latents: Tensor) -> Tensor:
+    """Whether all of a frame's latents (frame, …) are finite (frame) bool."""
+    return torch.isfinite(latents).flatten(1).all(1)
+
+
+def all_finite(sound: Tensor, stage: str, timestep: int | None, frames: Sequence[int]) -> None:
+    """The same of what `finite_frames` said."""
+    bad = ~sound
     if bad.any():
         where = "the autoencoder's output" if timestep is None else f"timestep {timestep}"
         frame = frames[int(bad.nonzero()[0, 0])]

@@ -62,18 +62,18 @@ def _divided(travelled: NDArray[np.float64], interval: int, first: int) -> list[
     frames = len(travelled) - 1
     count = -(-frames // interval)
     lengths = range(1, frames + 1) if count == 1 else range(max(1, interval // 2), 2 * interval + 1)
-    best, before = np.full(frames + 1, np.inf), []
+    best, chosen = np.full(frames + 1, np.inf), []
     best[0] = 0
     for _ in range(count):
         costs = np.full((len(lengths), frames + 1), np.inf)
         for row, length in enumerate(lengths):
             if length <= frames:
                 costs[row, length:] = best[:-length] + (travelled[length:] - travelled[:-length]) ** 2
-        before.append(np.arange(frames + 1) - np.asarray(lengths)[costs.argmin(0)])
+        chosen.append(costs.argmin(0).astype(np.min_scalar_type(len(lengths))))
         best = costs.min(0)
     ends = [frames]
-    for starts in reversed(before):
-        ends.append(int(starts[ends[-1]]))
+    for last in reversed(chosen):
+        ends.append(ends[-1] - lengths[last[ends[-1]]])
     return [first + end for end in ends[:0:-1]]
 
 

@@ -7,6 +7,7 @@ the guess of x_0 over the step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import expm1, log
 
 from torch import Tensor
@@ -21,6 +22,12 @@ class Sampling:
     def __init__(self, levels: NoiseLevels, solver: Solver) -> None:
         self.levels, self.solver = levels, solver
         self.before: tuple[Tensor, int] | None = None  # x_0 as the last step guessed it, and where that step began
+
+    def of(self, rows: Sequence[int]) -> Sampling:
+        """The same for some of the frames, which go on by themselves."""
+        own = Sampling(self.levels, self.solver)
+        own.before = self.before and (self.before[0][rows], self.before[1])
+        return own
 
     def step(self, latents: Tensor, prediction: Tensor, start: int, stop: int | None) -> Tensor:
         """Latents (frame, c, h, w) taken from the noise of `start` to that of `stop`; None is the clean end.

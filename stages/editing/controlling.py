@@ -7,7 +7,7 @@ is used again, since both follow latents that change slowly between neighbouring
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -23,21 +23,23 @@ class Controlling:
     """The ControlNets of an edit, over their control images.
 
     pictures   per ControlNet its control images: rgb (frame, height, width, channel) uint8
-    keeps      whether what is found is kept, for `reused`
+    frames     those of which what is found may be kept, for `reused`
     """
 
-    def __init__(self, backbone: Backbone, pictures: Sequence[Arrays], keeps: bool) -> None:
-        self.backbone, self.pictures, self.keeps = backbone, pictures, keeps
+    def __init__(self, backbone: Backbone, pictures: Sequence[Arrays], frames: Collection[int]) -> None:
+        self.backbone, self.pictures, self.frames = backbone, pictures, set(frames)
         self.outermost = len(backbone.unet.down_blocks[0].resnets) + 1  # the skips that the last up block reads
         self.kept: dict[int, list[Tensor]] = {}  # frame → its outermost residuals (branch, …)
         self._zeros: Residuals = []
 
     def residuals(
-        self, strengths: Sequence[float], frames: Sequence[int], latents: Tensor, timestep: int, text: Tensor
-    ) -> Residuals | None:
+        self, strengths: Sequence[float], frames: Sequence[int], latents: Tensor, timestep: int, text: Tensor,
+        keep: bool = False,
+    ) -> Residuals | None:  # fmt: skip
         """The sum over the ControlNets; None where none acts.
 
         strengths   per ControlNet; it is not run at 0
+        keep        whether the sum is kept for `reused`
         latents     (branch · frame, channel, height, width)      text   (branch · frame, token, channel)
         """
         total: Residuals | None = None
@@ -46,7 +48,7 @@ class Controlling:
                 shown = self._shown(number, frames)
                 own = self.backbone.control(number, latents, timestep, text, shown, strength)
                 total = own if total is None else [a + b for a, b in zip(total, own, strict=True)]
-        if self.keeps:
+        if keep and total is not None:
             self._keep(total, frames)
         return total
 
@@ -57,12 +59,15 @@ class Controlling:
         each = zip(*(self.kept[frame] for frame in frames), strict=True)
         return [*(torch.stack([r[-branches:] for r in rows], 1).flatten(0, 1) for rows in each), *self._zeros]
 
-    def _keep(self, total: Residuals | None, frames: Sequence[int]) -> None:
-        if total is None:
-            self.kept.clear()
-            return
+    def forget(self, frames: Sequence[int]) -> None:
+        """Keep nothing of `frames` any more."""
+        for frame in frames:
+            self.kept.pop(frame, None)
+
+    def _keep(self, total: Residuals, frames: Sequence[int]) -> None:
         own = [residual.unflatten(0, (-1, len(frames))) for residual in total[: self.outermost]]
-        self.kept.update({frame: [r[:, row].clone() for r in own] for row, frame in enumerate(frames)})
+        rows = {frame: row for row, frame in enumerate(frames) if frame in self.frames}
+        self.kept.update({frame: [r[:, row].clone() for r in own] for frame, row in rows.items()})
         self._zeros = [residual.new_zeros(()) for residual in total[self.outermost :]]
 
     def _shown(self, number: int, frames: Sequence[int]) -> np.ndarray:

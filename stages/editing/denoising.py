@@ -29,7 +29,7 @@ from ..diffusion.attention import (
     PropagatedAttention,
     gathered_rows,
 )
-from ..diffusion.checks import NonFiniteLatents, finite
+from ..diffusion.checks import NonFiniteLatents, all_finite, finite_frames
 from ..diffusion.choices import MOST_REGIONS, Solver
 from ..diffusion.chunks import blocks_of, frames_of, rows
 from ..diffusion.ddim import guided
@@ -43,7 +43,7 @@ from .passes import Stretch, apart, spans, stretches
 from .reading import read_ahead
 from .regions import Region, overlaid
 from .resuming import NOTHING_KEPT, Moment, PassedSteps, Scratch
-from .reuse import Reuse
+from .reuse import Reuse, Waiting
 
 BaseTokens = dict[str, Tensor]
 """T_base: layer → output of the joint self-attention (branch, keyframe, token, channel)."""
@@ -145,8 +145,8 @@ class Denoiser:
         self.neighbours: NDArray[Any] = field["neighbour"][:]
         self.weights: NDArray[Any] = field["weights"][:]
         self.whole = self._whole_steps()
-        self.reuse = Reuse(backbone.unet, backbone.layers) if spec.feature_reuse > 1 else None
-        self.controlling = Controlling(backbone, controls, keeps=self.reuse is not None)
+        self.reuse = Reuse(backbone.unet, backbone.layers, frames)
+        self.controlling = Controlling(backbone, controls, frames)
         size = latents["latents"].shape[-2:]
         self.regions = [Region(mask["mask"], {*self.frames, *self.support}, *size) for mask in regions]
         self._reads = self._reading(self.steps)
@@ -171,7 +171,9 @@ class Denoiser:
         kept_as            what tells this trajectory from others in the same scratch
         raises             NonFiniteLatents, naming the timestep and the first bad frame
         """
-        now = self._kept(self.steps.start, self.backbone.to_device(self.editor.first_latents(self.frames).numpy()))
+        every = list(range(len(self.frames)))
+        now = self.backbone.to_device(self.editor.first_latents(self.frames).numpy())
+        now = self._kept(self.steps.start, every, now)
         wanted = [self.frames.index(frame) for frame in followed]
         for step in range(self.steps.start):
             yield Moment(step, now[wanted], now)
@@ -183,32 +185,93 @@ class Denoiser:
             assert known is not None, f"what was kept of step {step} is gone"
             yield Moment(step, self.backbone.to_device(known), None)
         self._reads = self._reading(range(first, len(self.timesteps)))
-        for step in range(first, len(self.timesteps)):
-            moment = Moment(step, now[wanted], now)
+        while first < len(self.timesteps):
+            moment = Moment(first, now[wanted], now)
             self._keep(passed, moment, sampling)
             yield moment
-            noise = self.noise(step, now, self._keyframes_of(step, now, keyframe_latents))
-            following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
-            if self.editor.injection(step).noise:
-                mean = self.backbone.levels.ddpm_mean(now, noise, self.timesteps[step], following)
-                now = mean + self.backbone.to_device(rows(self.latents["noise"], step, self.frames))
-            else:
-                now = sampling.step(now, noise, self.timesteps[step], following)
-            now = self._kept(step + 1, now)
-            self._finite(passed, now, stage, step)
+            steps = self._with_those_that_reuse(first)
+            known = self._keyframes_of(first, now, keyframe_latents)
+            now, between, sound = self._after(steps, now, known, sampling, wanted)
+            for row, step in enumerate(steps):
+                self._finite(passed, sound[row], stage, step)
+            for step, latents in zip(steps[1:], between, strict=True):
+                moment = Moment(step, latents, None)
+                self._keep(passed, moment, sampling)
+                yield moment
+            first = steps.stop
         moment = Moment(len(self.timesteps), now[wanted], now)
         self._keep(passed, moment, sampling)
         yield moment
 
-    def _kept(self, step: int, edited: Tensor) -> Tensor:
-        """Latents (frame, c, h, w) of `frames` at the start of `step`, or the end; outside the mask the source's."""
+    def _after(
+        self, steps: range, now: Tensor, keyframe_latents: Tensor, sampling: Sampling, followed: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Take `frames` through a step at which the whole UNet is executed, and those after it that reuse features.
+
+        A pass of frames goes through all of these steps once the whole UNet has been over each of them: features are
+        kept of those alone that wait for others of their pass.
+
+        now        latents (frame, c, h, w) of `frames` at the first of the steps
+        followed   rows of them
+        returns    latents after the last of `steps` (frame, c, h, w); at the start of each but the first, of the
+                   followed (step, row, c, h, w); whether all is finite after each (step, frame) bool
+        """
+        after, guesses = torch.empty_like(now), torch.empty_like(now) if self.spec.solver != "ddim" else None
+        between = now.new_empty(len(steps) - 1, len(followed), *now.shape[1:])
+        sound = torch.empty(len(steps), len(now), dtype=torch.bool, device=now.device)
+        place = {row: number for number, row in enumerate(followed)}
+        waiting = Waiting(self._passes() if len(steps) > 1 else [list(range(len(now)))])
+        for come, noise in self.noise(steps.start, now, keyframe_latents):
+            after[come] = noise
+            for own in waiting.come(come):
+                alone, kept = sampling.of(own), [row for row, each in enumerate(own) if each in place]
+                for number, latents in enumerate(self._each_step(steps, own, now[own], after[own], alone)):
+                    sound[number, own] = finite_frames(latents)
+                    if number < len(between):
+                        between[number, [place[own[row]] for row in kept]] = latents[kept]
+                after[own] = latents
+                if guesses is not None:
+                    assert alone.before is not None, "every step has guessed"
+                    guesses[own] = alone.before[0]
+        if guesses is not None:
+            sampling.before = guesses, self.timesteps[steps[-1]]
+        return after, between, sound
+
+    def _each_step(
+        self, steps: range, own: list[int], latents: Tensor, noise: Tensor, sampling: Sampling
+    ) -> Iterator[Tensor]:
+        """Latents (row, c, h, w) of rows of `frames` after each of `steps`; `noise` is that of the first."""
+        frames = [self.frames[row] for row in own]
+        for step in steps:
+            if step > steps.start:
+                noise = self.reusing(step, frames, latents)
+            latents = self._stepped(step, own, latents, noise, sampling)
+            yield latents
+        if len(steps) > 1:
+            self.reuse.forget(frames)
+            self.controlling.forget(frames)
+
+    def _stepped(self, step: int, own: list[int], latents: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
+        """Latents (row, c, h, w) of rows of `frames` at the end of `step`."""
+        frames = [self.frames[row] for row in own]
+        following = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
+        if self.editor.injection(step).noise:
+            mean = self.backbone.levels.ddpm_mean(latents, noise, self.timesteps[step], following)
+            latents = mean + self.backbone.to_device(rows(self.latents["noise"], step, frames))
+        else:
+            latents = sampling.step(latents, noise, self.timesteps[step], following)
+        return self._kept(step + 1, own, latents)
+
+    def _kept(self, step: int, own: list[int], edited: Tensor) -> Tensor:
+        """Latents (row, c, h, w) of rows of `frames` as `step`, or the end, begins; outside the mask the source's."""
         if self.mask is None:
             return edited
+        frames = [self.frames[row] for row in own]
         if step == len(self.timesteps):
-            source = frames_of(self.latents["clean_latents"], self.frames)
+            source = frames_of(self.latents["clean_latents"], frames)
         else:
-            source = rows(self.latents["latents"], step, self.frames)
-        return put_back(edited, self.backbone.to_device(source).float(), self._share.to(edited.device))
+            source = rows(self.latents["latents"], step, frames)
+        return put_back(edited, self.backbone.to_device(source).float(), self._share[own].to(edited.device))
 
     @cached_property
     def _share(self) -> Tensor:
@@ -251,23 +314,22 @@ class Denoiser:
             guess = [sampling.before[0]] if sampling.before else []
             passed.keep_state(moment.step, torch.stack([moment.edited, *guess]))
 
-    def _finite(self, passed: PassedSteps, latents: Tensor, stage: str, step: int) -> None:
-        """Raise NonFiniteLatents where latents are not; then nothing that led there is gone on from."""
+    def _finite(self, passed: PassedSteps, sound: Tensor, stage: str, step: int) -> None:
+        """Raise NonFiniteLatents where latents are not (frame); then nothing that led there is gone on from."""
         try:
-            finite(latents, stage, self.timesteps[step], self.frames)
+            all_finite(sound, stage, self.timesteps[step], self.frames)
         except NonFiniteLatents:
             passed.forget_states()
             raise
 
-    def noise(self, step: int, latents: Tensor, keyframe_latents: Tensor) -> Tensor:
-        """Noise (frame, c, h, w) of `frames` at `step`; steps are asked for in order, each once.
+    def noise(self, step: int, latents: Tensor, keyframe_latents: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+        """Noise at a step where the whole UNet is executed, as it becomes known: rows of `frames`, and (row, c, h, w).
+
+        Such steps are asked for in order, each once.
 
         latents            of `frames` (frame, c, h, w)
         keyframe_latents   of this step's keyframes (keyframe, c, h, w)
         """
-        if not self.whole[step]:
-            return self.reusing(step, latents)
-        noise = torch.empty_like(latents)
         drawn = [int(frame) for frame in self.keyframes[step]]
         place = {frame: row for row, frame in enumerate(self.frames)}
         anchors: dict[str, Keys] = {}
@@ -279,32 +341,28 @@ class Denoiser:
             own = [drawn[position] for position in stretch.keyframes]
             with self.editing_keyframes():
                 joint, processors = self.joint(stretch, own, keyframe_latents[stretch.keyframes], read, anchors)
-            known = [row for row, frame in enumerate(own) if frame in place]
-            noise[[place[own[row]] for row in known]] = joint[known]
             held = _together(held, (stretch.keyframes, {name: p.taken() for name, p in processors.items()}))
             if stretch.anchors:
                 anchors = {name: cast(Keys, processor.keys) for name, processor in processors.items()}
             del processors
+            known = [row for row, frame in enumerate(own) if frame in place]
+            yield [place[own[row]] for row in known], joint[known]
             if len(stretches) > 1:
                 give_back_holes()
-            if stretch.frames:
-                chosen = [place[frame] for frame in stretch.frames]
-                noise[chosen] = self.propagated(stretch, latents[chosen], held, read)
+            for frames, noise in self.propagated(stretch, latents, held, read):
+                yield [place[frame] for frame in frames], noise
             held = _chosen(held, stretch.kept)
             if len(stretches) > 1:
                 give_back_holes()
-        return noise
 
-    def reusing(self, step: int, latents: Tensor) -> Tensor:
-        """Noise (frame, c, h, w) of `frames` at a step where what the last whole pass found of each is used again."""
-        noise, place = torch.empty_like(latents), {frame: row for row, frame in enumerate(self.frames)}
-        for group in apart(self.frames, set(self.support)):
-            rows = [place[frame] for frame in group]
+    def reusing(self, step: int, frames: list[int], latents: Tensor) -> Tensor:
+        """Noise (frame, c, h, w) of some of `frames` at a step where what the last whole pass found is used again."""
+        noise = torch.empty_like(latents)
 
-            def do(some: slice, group: list[int] = group, rows: list[int] = rows) -> None:
-                noise[rows[some]] = self._predict(step, group[some], latents[rows[some]], {}, None)
+        def do(some: slice) -> None:
+            noise[some] = self._predict(step, frames[some], latents[some], {}, None)
 
-            self.backbone.each_pass(len(group), do)
+        self.backbone.each_pass(len(frames), do)
         return noise
 
     def joint(
@@ -332,35 +390,42 @@ class Denoiser:
                 "--attended-keyframes, a longer --keyframe-interval or a smaller --size"
             ) from None
 
-    def propagated(self, stretch: Stretch, latents: Tensor, held: Held, read: SourceRead) -> Tensor:
-        """Noise (frame, c, h, w) of the stretch's frames, which follow keyframes: no self-attention is executed.
+    def propagated(
+        self, stretch: Stretch, latents: Tensor, held: Held, read: SourceRead
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """The stretch's frames, which follow keyframes, and their noise (frame, c, h, w): no self-attention is run.
 
-        latents   (frame, c, h, w)
+        latents   of `frames` (frame, c, h, w)
         held      T_base at all the positions that the frames gather from
         """
         positions, base_tokens = held
-        step, noise = stretch.step, torch.empty_like(latents)
+        step = stretch.step
         row = np.zeros(self.keyframes.shape[1], np.int64)
         row[positions] = range(len(positions))
+        place = {frame: row for row, frame in enumerate(self.frames)}
         neighbour = torch.from_numpy(row[self.neighbours[step][stretch.frames]])
         weight = torch.from_numpy(self.weights[step][stretch.frames])
 
-        def do(some: slice) -> None:
+        def of(some: slice) -> Tensor:
             weights = self._on_device(weight[some])
             processors = {}
             for name, base in base_tokens.items():
                 found = self._on_device(gathered_rows(neighbour[some], read.index[name][some].to(torch.int64)))
                 processors[name] = self.gathering(stretch, stretch.frames[some], name, base, found, weights)
             feature = None if read.feature is None else read.feature[some]
-            noise[some] = self._predict(step, stretch.frames[some], latents[some], processors, feature)
+            own = latents[[place[frame] for frame in stretch.frames[some]]]
+            return self._predict(step, stretch.frames[some], own, processors, feature)
 
         for first, last in spans(stretch.groups):
+            for once in self._slices(last - first):
+                frames = stretch.frames[first + once.start : first + once.stop]
+                noise = latents.new_empty(len(frames), *latents.shape[1:])
 
-            def of_group(some: slice, first: int = first) -> None:
-                do(slice(first + some.start, first + some.stop))
+                def do(some: slice, noise: Tensor = noise, start: int = first + once.start) -> None:
+                    noise[some] = of(slice(start + some.start, start + some.stop))
 
-            self.backbone.each_pass(last - first, of_group)
-        return noise
+                self.backbone.each_pass(len(frames), do)
+                yield frames, noise
 
     def gathering(
         self, stretch: Stretch, frames: Sequence[int], layer: str, base_tokens: Tensor, rows: Tensor, weight: Tensor
@@ -379,14 +444,34 @@ class Denoiser:
         """Branches that are run at `step`: unconditional where there is guidance, conditional, one per region."""
         return len(self._text(step))
 
+    def _slices(self, frames: int) -> list[slice]:
+        """The passes that so many frames are put into, while memory holds them."""
+        found: list[slice] = []
+        self.backbone.each_pass(frames, found.append)
+        return found
+
+    def _passes(self) -> list[list[int]]:
+        """Rows of `frames` in the passes of a step that reuses features."""
+        place = {frame: row for row, frame in enumerate(self.frames)}
+        groups = apart(self.frames, set(self.support))
+        return [[place[frame] for frame in group[some]] for group in groups for some in self._slices(len(group))]
+
+    def _with_those_that_reuse(self, step: int) -> range:
+        """A step at which the whole UNet is executed, and those after it that use again what it finds."""
+        whole = (later for later in self.steps if later > step and self.whole[later])
+        return range(step, next(whole, len(self.timesteps)))
+
     def _whole_steps(self) -> list[bool]:
-        """Per step whether the whole UNet is executed: its turn has come, a branch comes in, a ControlNet changes."""
+        """Per step whether the whole UNet is executed.
+
+        Its turn has come, a branch comes in, a ControlNet's strength or the scale that the UNet is told is another.
+        """
         whole = [True] * len(self.timesteps)
         since = self.steps.start
         for before, step in pairwise(self.steps):
             due = step - since >= self.spec.feature_reuse or self.branches(step) > self.branches(before)
-            strengths = [self.editor.conditions(each).control_strengths for each in (before, step)]
-            whole[step] = due or strengths[0] != strengths[1]
+            told = [(self.editor.conditions(each).control_strengths, self._told(each)) for each in (before, step)]
+            whole[step] = due or told[0] != told[1]
             since = step if whole[step] else since
         return whole
 
@@ -407,18 +492,19 @@ class Denoiser:
         conditions, branches = self._conditions(step), self.branches(step)
         hooks: dict[str, Hook] = {}
         forwards = {}
+        keep = self.whole[step] and len(self._with_those_that_reuse(step)) > 1
         if feature is not None and self.backbone.injected_feature is not None:
             repeated = self._on_device(feature).to(conditions.text.dtype).repeat(branches, 1, 1, 1)
             hooks[self.backbone.injected_feature] = lambda module, inputs, output: repeated
-        if self.reuse and self.whole[step]:
+        if keep:
             hooks |= self.reuse.keeping(frames, branches)
-        elif self.reuse:
+        elif not self.whole[step]:
             forwards = self.reuse.reusing(frames, branches)
         text = conditions.text.repeat_interleave(len(latents), dim=0)
         batch, timestep = latents.repeat(branches, 1, 1, 1), self.timesteps[step]
         if self.whole[step]:
             strengths = conditions.control_strengths
-            residuals = self.controlling.residuals(strengths, frames, batch, timestep, text)
+            residuals = self.controlling.residuals(strengths, frames, batch, timestep, text, keep)
         else:
             residuals = self.controlling.reused(frames, branches)
         with patched(self.backbone.unet, processors, hooks, forwards):

@@ -53,7 +53,8 @@ class Moment:
 
     step       position in the timesteps; their number at the end
     followed   latents (frame, c, h, w) float32 of the frames that are followed from step to step
-    latents    latents (frame, c, h, w) float32 of all frames; None at a step that was done before this run
+    latents    latents (frame, c, h, w) float32 of all frames; None at a step that was done before this run, or that
+               reuses features: frames are there one pass after the other
     """
 
     step: int
@@ -62,7 +63,7 @@ class Moment:
 
     @property
     def edited(self) -> Tensor:
-        """Latents of all frames, at the end or at a step that was done in this run."""
+        """Latents of all frames, at the end or at a step that this run did and can be gone on from."""
         assert self.latents is not None, f"of step {self.step} the followed frames alone are known"
         return self.latents
 

@@ -88,3 +88,16 @@ def test_an_edit_runs_one_branch_and_follows_the_scale(model: StableDiffusion, f
     assert branches == [2, 2, 2, 2]
     assert np.abs(strong - weak).max() > 1e-3
     np.testing.assert_array_equal(off, never)
+
+
+def test_features_found_at_one_scale_are_not_reused_at_another(model: StableDiffusion, folder: Path) -> None:
+    """Guidance ends or begins at the second of two steps, with no branch that goes or comes."""
+    prepared = prepare(model, folder, moving_clip(5), steps=2)
+
+    def edited(**fields: Any) -> np.ndarray[Any, Any]:
+        latents: np.ndarray[Any, Any] = edit(prepared, edit_spec(guidance_embedded=True, **fields))["latents"]
+        return latents
+
+    assert np.abs(edited(feature_reuse=2) - edited()).max() > 1e-3, "it is reused while the scale stays"
+    for interval in ({"guidance_stop": 0.5}, {"guidance_start": 0.5}):
+        np.testing.assert_array_equal(edited(feature_reuse=2, **interval), edited(**interval))

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from stages import invert_frames
+from stages import invert_frames, propagate_tokens
 from stages.backbones.stable_diffusion import StableDiffusion
 from stages.diffusion.ddim import noised
 from stages.diffusion.patching import patched
 from stages.edit_keyframes import Spec
+from stages.editing import passes as passes_of_frames
 from stages.editing.denoising import Denoiser
 from stages.editing.reuse import Reuse
 from stages.extract_tokens import SourcePass
@@ -382,10 +383,43 @@ def test_reused_deep_features_skip_all_but_the_outermost_blocks(prepared: Prepar
     assert unet(torch.zeros(1, 4, 8, 10), 1, encoder_hidden_states=torch.zeros(1, 8, unet.config.cross_attention_dim))
 
 
+def test_deep_features_are_kept_of_the_frames_alone_that_wait_for_others_of_their_pass(
+    prepared: Prepared, control: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eleven frames in passes of two; two attended: an anchor and blocks of one keyframe, at most two to a pass."""
+    monkeypatch.setattr(passes_of_frames, "KEYFRAMES_PER_PASS", 2)
+    known = rematched(prepared, keyframe_interval=2, keyframe_offsets=1).in_passes_of(2).controlled(control)
+    spec = edit_spec("an edit", "controlnet", {"controls": [{}]}, feature_reuse=3, attended_keyframes=2)
+    denoisers, kept = list[Denoiser](), list[set[int]]()
+
+    class Watched(Denoiser):
+        def _predict(self, *given: Any) -> Any:
+            noise = super()._predict(*given)
+            kept.append({*self.controlling.kept} | {frame for _, frame in self.reuse.kept})
+            denoisers.append(self)
+            return noise
+
+    monkeypatch.setattr(propagate_tokens, "Denoiser", Watched)
+    edit_at_once(known, spec)
+    assert max(map(len, kept)) <= 1 + 2 + 2 * 2, "the anchor, a pass of keyframes, a pass of the support and of others"
+    assert not denoisers[-1].reuse.kept and not denoisers[-1].controlling.kept
+
+
+def test_what_is_kept_of_a_frame_at_512_pixels_is_as_large_as_the_docs_say() -> None:
+    """SD 1.x's structure without weights: 18 MB a branch in half precision (docs/shots.md)."""
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).half()
+        latents, text = torch.zeros(1, 4, 64, 64).half(), torch.zeros(1, 77, 768).half()
+        reuse = Reuse(unet, [name for name, _ in unet.named_modules() if name.endswith("attn1")], [0])
+        with torch.inference_mode(), patched(unet, {}, reuse.keeping([0], 1)):
+            unet(latents, torch.zeros(1), encoder_hidden_states=text)
+    assert sum(kept.nbytes for kept in reuse.kept.values()) == 2 * (640 + 5 * 320) * 64 * 64 == 18_350_080
+
+
 def test_deep_features_reused_from_an_equal_step_change_nothing(short: Prepared) -> None:
     """The stubs put in exactly what the last whole pass had there: the same pass again gives the same noise."""
     backbone = short.backbone
-    reuse = Reuse(backbone.unet, backbone.layers)
+    reuse = Reuse(backbone.unet, backbone.layers, [4, 5])
     latents, text = noisiest(short)[:2], backbone.encode_text(["a thing"]).expand(2, -1, -1)
     with torch.inference_mode():
         with patched(backbone.unet, {}, reuse.keeping([4, 5], 1)):

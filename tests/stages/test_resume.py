@@ -106,6 +106,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[int]]] = {  # and the steps of fi
     "features reused, and a branch comes in": (
         {"feature_reuse": 2, "guidance_start": 0.6, "solver": "dpmpp_2m"}, [2, 3],
     ),
+    "features reused twice, of second order": ({"feature_reuse": 3, "solver": "dpmpp_2m"}, [3]),
     "few attended keyframes": ({"attended_keyframes": 2}, [1, 2, 3, 4]),
 }  # fmt: skip
 
@@ -194,8 +195,9 @@ def test_a_scratch_of_another_way_is_not_gone_on_from(prepared: Prepared, featur
     assert model.passes == passes
 
 
-def test_latents_that_became_nan_are_not_gone_on_from(prepared: Prepared) -> None:
-    spec, scratch = edit_spec(), Memory()
+@pytest.mark.parametrize("feature_reuse", [1, 2])  # with 2, at a step that reuses
+def test_latents_that_became_nan_are_not_gone_on_from(prepared: Prepared, feature_reuse: int) -> None:
+    spec, scratch = edit_spec(feature_reuse=feature_reuse), Memory()
     model, known = Watched.of(prepared)
     model.poisoned = prepared.timesteps[3]
     with pytest.raises(NonFiniteLatents, match=f"timestep {prepared.timesteps[3]}"):

@@ -59,6 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "guidance_stop": 0.7,
     },
     "features reused, and a branch comes in": {"feature_reuse": 2, "attended_keyframes": 3, "guidance_start": 0.6},
+    "features reused twice, second order": {"feature_reuse": 3, "attended_keyframes": 3, "solver": "dpmpp_2m"},
 }
 
 
