@@ -31,6 +31,7 @@ from stages import (
     read_masks,
     segment_masks,
 )
+from stages.backbones.decoders import VERSION as DECODING
 from stages.backbones.layout import ModelLayout
 from stages.diffusion.chunks import FRAMES_PER_BLOCK
 from stages.diffusion.ddim import inversion_timesteps, timesteps
@@ -385,10 +386,13 @@ class Plan:
 
     def _units_continued(self, node: Node, pieces: list[range]) -> int:
         spec, matched, steps = self._keyframes_of(node).spec, self.match.spec, len(self.timesteps)
+        border = self.decoder.border if self.decoder else 0
         drawn = match_tokens.drawn_keyframes(matched, self.frames, steps)
         support = self.schema(self.match).coordinates["support"]
         each = [
-            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes, matched.cuts)
+            propagate_tokens.frames_passed(
+                piece, self.frames, drawn, support, spec.attended_keyframes, matched.cuts, border
+            )
             for piece in pieces
         ]
         passed = [sum(rows) for rows in zip(*each, strict=True)]
@@ -554,7 +558,11 @@ class Plan:
         )
         return keyframes, self._node(
             "propagate_tokens",
-            propagate_tokens.Spec(deflicker=config.deflicker, match_colours=config.match_colours),
+            propagate_tokens.Spec(
+                deflicker=config.deflicker,
+                match_colours=config.match_colours,
+                decoding=DECODING if self.decoder else 0,
+            ),
             {"keyframe_edit": keyframes.key.hex, **({"decoder": self.decoder.key} if self.decoder else {})},
             prompt,
         )

@@ -120,17 +120,18 @@ class Denoiser:
     regions   the same, per prompt in `spec.regions`: where it rules
     editing_keyframes   entered for every joint pass
     controls            control images of each ControlNet: rgb of control_frames
+    border              frames at the ends of windows that are passed on their own, see `passes.apart`
     """
 
     def __init__(
         self, spec: EditSpec, frames: Sequence[int], *, latents: Arrays, tokens: Arrays, field: Arrays,
         timesteps: tuple[int, ...], backbone: Backbone, mask: Arrays | None = None,
         editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, controls: Sequence[Arrays] = (),
-        regions: Sequence[Arrays] = (),
+        regions: Sequence[Arrays] = (), border: int = 0,
     ) -> None:  # fmt: skip
         assert len(regions) == len(spec.regions), "every region has a mask and a prompt"
         self.editing_keyframes = editing_keyframes
-        self.latents, self.mask = latents, mask
+        self.latents, self.mask, self.border = latents, mask, border
         self.spec, self.frames, self.timesteps, self.backbone = spec, list(frames), timesteps, backbone
         self.tokens, self.field = tokens, field
         # Differs: at guidance 1 the unconditional branch has no weight and is not run; there never is a source branch.
@@ -298,7 +299,7 @@ class Denoiser:
     def reusing(self, step: int, latents: Tensor) -> Tensor:
         """Noise (frame, c, h, w) of `frames` at a step where what the last whole pass found of each is used again."""
         noise, place = torch.empty_like(latents), {frame: row for row, frame in enumerate(self.frames)}
-        for group in apart(self.frames, set(self.support)):
+        for group in apart(self.frames, set(self.support), self.border):
             rows = [place[frame] for frame in group]
 
             def do(some: slice, group: list[int] = group, rows: list[int] = rows) -> None:
@@ -372,7 +373,7 @@ class Denoiser:
         """The step in pieces that bound memory: each joint pass, followed by the frames that it makes known."""
         return stretches(
             step, self.frames, keyframes=self.keyframes[step], neighbours=self.neighbours[step],
-            support=set(self.support), limit=self.spec.attended_keyframes,
+            support=set(self.support), limit=self.spec.attended_keyframes, border=self.border,
         )  # fmt: skip
 
     def branches(self, step: int) -> int:
