@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages import propagate_tokens
 from stages.backbones.decoders import (
     CLASSES,
     GROUP,
@@ -132,6 +133,37 @@ def test_an_edit_has_the_same_bytes_however_it_is_divided_or_stopped(
     assert not np.array_equal(at_once["rgb"][:5], decoded(decoder, edited)[:5]), "seen across the cut"
     own = edit_of_keyframes(replace(long, decoder=None), spec)
     assert equal(own, keyframes), "of the model's own decoder"
+
+
+def test_a_part_denoises_what_is_seen_beside_it_and_progress_is_told_of_it(
+    long: Prepared, decoder: Decoder, short_windows: None
+) -> None:
+    spec = edit_spec(guidance_scale=1)
+    keyframe_edit, _ = edit_at_once(long, spec)
+    keyframes, support = long.field["keyframes"], long.field["support"].tolist()
+    for part in (range(16), range(16, FRAMES)):
+        model, watched = Watched.of(long)
+        propagate(watched, spec, keyframe_edit, parts=[part])
+        passed = [sum(rows for at, rows in model.passes if at == timestep) for timestep in long.timesteps]
+        told = [
+            propagate_tokens.frames_passed(part, FRAMES, keyframes, support, 8, (5,), border)
+            for border in (0, decoder.border)
+        ]
+        assert passed == told[1]
+        assert told[0] < told[1]
+
+
+def test_borders_of_windows_are_passed_on_their_own(short_windows: None) -> None:
+    assert passes.apart(range(14, 34), {15}, 4) == [
+        [15],
+        [14],
+        [16, 17, 18, 19],
+        [*range(20, 28)],
+        [*range(28, 32)],
+        [32, 33],
+    ]
+    assert passes.widened(range(16, 32), range(13, 33), 4, 40) == range(12, 36)
+    assert passes.widened(range(16, 32), range(16, 33), 4, 34) == range(16, 34)
 
 
 # what fits
