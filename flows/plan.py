@@ -106,6 +106,11 @@ class Plan:
         self.given = known.given
         self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         self.decoder = find_decoder(config.decoder, self.model, store) if config.decoder else None
+        if self.decoder:
+            self.notes.append(
+                f"the clip is decoded by the {self.decoder.kind} of --decoder; keyframes on their own, as tf preview "
+                "shows them, by the model's own decoder"
+            )
         geometry = geometry_of(self.model, store)
         bars = self._bars(known.bars)
         shown = (self.video.width, self.video.height) if bars is None else bars.inside

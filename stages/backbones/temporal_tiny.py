@@ -1,8 +1,7 @@
 """AutoencoderTiny with layers along time in its decoder, as Stable Video Diffusion's decoder is made of SD's.
 
 Source: Blattmann et al., arXiv 2311.15127, appendix D: residual layers along time behind every block of a decoder of
-pictures, which change nothing before they are trained.
-Differs: without normalization, as blocks of an AutoencoderTiny have none.
+pictures, which change nothing before they are trained. They have no normalization, as an AutoencoderTiny has none.
 """
 
 from __future__ import annotations
