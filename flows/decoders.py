@@ -13,10 +13,18 @@ from .models import ModelFiles
 
 @dataclass(frozen=True)
 class DecoderFiles:
-    """A decoder that is there: the folder to load, and the hash of its bytes."""
+    """A decoder that is there: the folder to load, its class, and the hash of its bytes."""
 
     folder: Path
+    kind: str
     key: str
+
+    @property
+    def border(self) -> int:
+        """How many frames on either side of a part it may have to be given."""
+        from stages.backbones.decoders import border_of
+
+        return border_of(self.kind)
 
 
 def find_decoder(named: Path, model: ModelFiles, store: Store) -> DecoderFiles:
@@ -26,6 +34,6 @@ def find_decoder(named: Path, model: ModelFiles, store: Store) -> DecoderFiles:
     if not named.expanduser().is_dir():
         raise InputError(f"--decoder {named} is no folder; give a diffusers folder of an autoencoder, or of a pipeline")
     folder = autoencoder_folder(named.expanduser())
-    check_folder(folder, model.folder)
+    kind = check_folder(folder, model.folder)
     files = [path.relative_to(folder) for path in identity_files(folder)]
-    return DecoderFiles(folder, f"blake3:{store.folder_hash(folder, files)}")
+    return DecoderFiles(folder, kind, f"blake3:{store.folder_hash(folder, files)}")

@@ -31,6 +31,7 @@ from stages import (
     read_masks,
     segment_masks,
 )
+from stages.backbones.decoders import VERSION as DECODING
 from stages.backbones.layout import ModelLayout
 from stages.diffusion.chunks import FRAMES_PER_BLOCK
 from stages.diffusion.ddim import inversion_timesteps, timesteps
@@ -105,6 +106,11 @@ class Plan:
         self.given = known.given
         self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         self.decoder = find_decoder(config.decoder, self.model, store) if config.decoder else None
+        if self.decoder:
+            self.notes.append(
+                f"the clip is decoded by the {self.decoder.kind} of --decoder; keyframes on their own, as tf preview "
+                "shows them, by the model's own decoder"
+            )
         geometry = geometry_of(self.model, store)
         bars = self._bars(known.bars)
         shown = (self.video.width, self.video.height) if bars is None else bars.inside
@@ -385,10 +391,13 @@ class Plan:
 
     def _units_continued(self, node: Node, pieces: list[range]) -> int:
         spec, matched, steps = self._keyframes_of(node).spec, self.match.spec, len(self.timesteps)
+        border = self.decoder.border if self.decoder else 0
         drawn = match_tokens.drawn_keyframes(matched, self.frames, steps)
         support = self.schema(self.match).coordinates["support"]
         each = [
-            propagate_tokens.frames_passed(piece, self.frames, drawn, support, spec.attended_keyframes, matched.cuts)
+            propagate_tokens.frames_passed(
+                piece, self.frames, drawn, support, spec.attended_keyframes, matched.cuts, border
+            )
             for piece in pieces
         ]
         passed = [sum(rows) for rows in zip(*each, strict=True)]
@@ -554,7 +563,11 @@ class Plan:
         )
         return keyframes, self._node(
             "propagate_tokens",
-            propagate_tokens.Spec(deflicker=config.deflicker, match_colours=config.match_colours),
+            propagate_tokens.Spec(
+                deflicker=config.deflicker,
+                match_colours=config.match_colours,
+                decoding=DECODING if self.decoder else 0,
+            ),
             {"keyframe_edit": keyframes.key.hex, **({"decoder": self.decoder.key} if self.decoder else {})},
             prompt,
         )

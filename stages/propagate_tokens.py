@@ -22,7 +22,7 @@ from torch import Tensor
 from store.schemas import Array, Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .backbones import Backbone
-from .backbones.decoders import Decoder
+from .backbones.decoders import Decoder, seen
 from .backbones.layout import ModelLayout
 from .diffusion.chunks import FRAMES_PER_BLOCK, blocks_of, frames_of
 from .diffusion.keyframes import neighbours, shots
@@ -41,12 +41,14 @@ class Spec(Frozen):
 
     deflicker       how far each patch of a picture is drawn to the colour that its keyframes have there
     match_colours   how far pictures are moved to the source's mean and deviation of each channel
+    decoding        `decoders.VERSION` where another decoder is used
     """
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"deflicker", "match_colours"})
+    left_out: ClassVar[frozenset[str]] = frozenset({"deflicker", "match_colours", "decoding"})
 
     deflicker: float = Field(0.0, ge=0, le=1)
     match_colours: float = Field(0.0, ge=0, le=1)
+    decoding: int = Field(0, ge=0)
 
     @property
     def finishes(self) -> bool:
@@ -87,21 +89,22 @@ def outputs(spec: Spec, *, frames: Schema, layout: ModelLayout) -> Schema:
 
 def frames_passed(
     part: range, frames: int, keyframes: NDArray[np.int32], support: Sequence[int], limit: int,
-    cuts: Sequence[int] = (),
+    cuts: Sequence[int] = (), border: int = 0,
 ) -> list[int]:  # fmt: skip
     """How many frames `run` puts through the UNet for `part` at each step where the whole of it is executed.
 
     frames      of the clip              keyframes   the drawn ones (timestep, keyframe)
     support     frames that are ever drawn           limit   keyframes that attend to each other
     cuts        frames at which a new shot begins
+    border      of the decoder
     """
     known = set(support)
-    others = [frame for frame in part if frame not in known]
+    others = [frame for frame in _denoised(part, frames, cuts, border) if frame not in known]
 
     def passed(step: int) -> int:
         found = passes.stretches(
             step, others, keyframes=keyframes[step], neighbours=neighbours(frames, keyframes[step], cuts),
-            support=known, limit=limit,
+            support=known, limit=limit, border=border,
         )  # fmt: skip
         return len(others) + sum(len(stretch.keyframes) for stretch in found)
 
@@ -118,6 +121,7 @@ def run(
     """Denoise the frames of some windows that are never keyframes, then decode them.
 
     part     frames of one window, or of several that follow each other: then no joint pass is run twice for them
+             (where a temporal decoder sees frames beyond them, those are denoised too)
     edit     what the keyframe edit was asked for
     frames   of decode_frames, where colours are matched to the source's
     scratch  where the newest step is kept, and that of a run that was stopped is found
@@ -130,24 +134,26 @@ def run(
     raises   NonFiniteLatents, naming the timestep and the first bad frame
     """
     support = [int(frame) for frame in keyframe_edit["frame"][:]]
-    first, last = (bisect_left(support, frame) for frame in (part.start, part.stop))
+    count, border = latents["clean_latents"].shape[0], decoder.border if decoder else 0
+    denoised = _denoised(part, count, cuts, border)
+    first, last = (bisect_left(support, frame) for frame in (denoised.start, denoised.stop))
     known = support[first:last]
-    others = [frame for frame in part if frame not in set(known)]
+    others = [frame for frame in denoised if frame not in set(known)]
     clean = torch.from_numpy(keyframe_edit["clean_latents"][first:last])
     if others:
         denoiser = Denoiser(
             edit, others, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
-            controls=controls, mask=mask, regions=regions,
+            controls=controls, mask=mask, regions=regions, border=border,
         )  # fmt: skip
         name = f"frames_{part.start}_{part.stop}"
         moments = denoiser.trajectory("propagate_tokens", keyframe_edit["latents"], scratch=scratch, kept_as=name)
         [moment] = deque(moments, maxlen=1)
         clean = torch.cat([clean, moment.edited.cpu()])
     row = {frame: place for place, frame in enumerate([*known, *others])}
-    edited = clean[[row[frame] for frame in part]]
+    edited = clean[[row[frame] for frame in denoised]]
     kept = mask if edit.pictures_kept else None
     if decoder is not None:
-        yield from _decoded_anew(part, edited, decoder, cuts, latents, kept)
+        yield from _decoded_anew(part, denoised, edited, decoder, shots(count, cuts), latents, kept)
         return
     decode = Decoding(backbone, latents, kept)
     blocks = _blocks(part, edited, set(known), _rows_between(keyframe_edit["rgb"], first, last), decode)
@@ -185,6 +191,7 @@ def run_whole(
     denoiser = Denoiser(
         edit, part, latents=latents, tokens=tokens, field=field, timesteps=timesteps, backbone=backbone,
         editing_keyframes=editing_keyframes, controls=controls, mask=mask, regions=regions,
+        border=decoder.border if decoder else 0,
     )  # fmt: skip
     for moment in denoiser.trajectory("propagate_tokens", followed=support, scratch=scratch):
         put_keyframes(latents_block(moment, timesteps))
@@ -199,7 +206,7 @@ def run_whole(
 
     if decoder is not None:
         deque(pictures(), maxlen=0)  # the keyframes' artifact has them as the model itself shows them
-        yield from _decoded_anew(part, edited, decoder, cuts, latents, kept)
+        yield from _decoded_anew(part, part, edited, decoder, shots(len(part), cuts), latents, kept)
         return
     yield from _blocks(part, edited, set(support), pictures(), decode)
 
@@ -242,23 +249,30 @@ def _blocks(part: range, edited: Tensor, known: set[int], pictures: Iterator[Pic
         yield Block("rgb", (first, 0, 0, 0), rgb)
 
 
+def _denoised(part: range, frames: int, cuts: Sequence[int], border: int) -> range:
+    """The frames that are denoised for `part`: with a temporal decoder also those beside it that it sees."""
+    if not border:
+        return part
+    return passes.widened(part, seen(part, shots(frames, cuts)), border, frames)
+
+
 def _decoded_anew(
-    part: range, edited: Tensor, decoder: Decoder, cuts: Sequence[int], latents: Arrays, mask: Arrays | None
-) -> Blocks:
+    part: range, denoised: range, edited: Tensor, decoder: Decoder, shots: Sequence[range], latents: Arrays,
+    mask: Arrays | None,
+) -> Blocks:  # fmt: skip
     """The artifact's blocks for the frames of `part`, all of them decoded by `decoder`, outside of `mask` the source's.
 
-    What it sees together is of one shot and one window of the stage, whatever `part` is: bytes do not depend on it.
+    edited   latents (frame, c, h, w) of the frames `denoised`, all that a temporal decoder sees for those of `part`
     """
-    borders = sorted({*cuts, *range(0, part.stop, passes.WINDOW_FRAMES)})
-    runs = [range(max(0, run.start - part.start), run.stop - part.start) for run in shots(part.stop, borders)]
-    runs = [run for run in runs if run.stop > 0]
-    pictures = decoder.pictures(edited, runs)
+    pictures = decoder.pictures(edited, denoised.start, part, shots)
     if mask is not None:
-        of_source = decoder.pictures(torch.from_numpy(frames_of(latents["clean_latents"], part)).float(), runs)
+        source = torch.from_numpy(frames_of(latents["clean_latents"], denoised)).float()
+        of_source = decoder.pictures(source, denoised.start, part, shots)
+    own = edited[part.start - denoised.start :]
     for block in blocks_of(len(part)):
         frames = part[block.start : block.stop]
         rgb = np.stack([next(pictures) for _ in block])
         if mask is not None:
             rgb = blended(rgb, np.stack([next(of_source) for _ in block]), frames_of(mask["mask"], frames))
-        yield Block("latents", (frames.start, 0, 0, 0), edited[block.start : block.stop].numpy())
+        yield Block("latents", (frames.start, 0, 0, 0), own[block.start : block.stop].numpy())
         yield Block("rgb", (frames.start, 0, 0, 0), rgb)

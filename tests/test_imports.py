@@ -14,7 +14,7 @@ MAY = {  # room → rooms that it may import
     "flows": {"stages", "store", "pocket"},
     "stages": {"store"},
     "store": set(),
-    "pocket": set(),
+    "pocket": {"stages"},
 }
 FLOORS = ("diffusion", "backbones", "editors", "editing")  # inside stages, lowest first; stage files are above them
 LEAVES = ("media", "measures")

@@ -120,17 +120,18 @@ class Denoiser:
     regions   the same, per prompt in `spec.regions`: where it rules
     editing_keyframes   entered for every joint pass
     controls            control images of each ControlNet: rgb of control_frames
+    border              frames at the ends of windows that are passed on their own, see `passes.apart`
     """
 
     def __init__(
         self, spec: EditSpec, frames: Sequence[int], *, latents: Arrays, tokens: Arrays, field: Arrays,
         timesteps: tuple[int, ...], backbone: Backbone, mask: Arrays | None = None,
         editing_keyframes: Callable[[], AbstractContextManager[None]] = nullcontext, controls: Sequence[Arrays] = (),
-        regions: Sequence[Arrays] = (),
+        regions: Sequence[Arrays] = (), border: int = 0,
     ) -> None:  # fmt: skip
         assert len(regions) == len(spec.regions), "every region has a mask and a prompt"
         self.editing_keyframes = editing_keyframes
-        self.latents, self.mask = latents, mask
+        self.latents, self.mask, self.border = latents, mask, border
         self.spec, self.frames, self.timesteps, self.backbone = spec, list(frames), timesteps, backbone
         self.tokens, self.field = tokens, field
         # Differs: at guidance 1 the unconditional branch has no weight and is not run; there never is a source branch.
@@ -437,7 +438,7 @@ class Denoiser:
         """The step in pieces that bound memory: each joint pass, followed by the frames that it makes known."""
         return stretches(
             step, self.frames, keyframes=self.keyframes[step], neighbours=self.neighbours[step],
-            support=set(self.support), limit=self.spec.attended_keyframes,
+            support=set(self.support), limit=self.spec.attended_keyframes, border=self.border,
         )  # fmt: skip
 
     def branches(self, step: int) -> int:
@@ -453,7 +454,7 @@ class Denoiser:
     def _passes(self) -> list[list[int]]:
         """Rows of `frames` in the passes of a step that reuses features."""
         place = {frame: row for row, frame in enumerate(self.frames)}
-        groups = apart(self.frames, set(self.support))
+        groups = apart(self.frames, set(self.support), self.border)
         return [[place[frame] for frame in group[some]] for group in groups for some in self._slices(len(group))]
 
     def _with_those_that_reuse(self, step: int) -> range:

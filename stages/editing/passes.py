@@ -50,12 +50,23 @@ def window_of(frame: int) -> int:
     return frame // WINDOW_FRAMES
 
 
-def apart(frames: Sequence[int], support: Collection[int]) -> list[list[int]]:
-    """Frames in groups that no pass mixes: those of the support, and of the others those of each window."""
-    groups: dict[int, list[int]] = {}
+def apart(frames: Sequence[int], support: Collection[int], border: int = 0) -> list[list[int]]:
+    """Frames in groups that no pass mixes: those of the support, and of the others those of each window.
+
+    border   so many frames at either end of a window are groups of their own: the window beside it may need them too
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
     for frame in frames:
-        groups.setdefault(-1 if frame in support else window_of(frame), []).append(frame)
+        inside = frame % WINDOW_FRAMES
+        place = (inside >= border) + (inside >= WINDOW_FRAMES - border)
+        groups.setdefault((-1, 0) if frame in support else (window_of(frame), place), []).append(frame)
     return [groups[number] for number in sorted(groups)]
+
+
+def widened(part: range, wanted: range, border: int, frames: int) -> range:
+    """`part`, whole windows of a clip of `frames` frames, and the borders beside it that some of `wanted` lie in."""
+    start = part.start - border * (wanted.start < part.start)
+    return range(start, min(frames, part.stop + border * (wanted.stop > part.stop)))
 
 
 def spans(groups: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
@@ -66,7 +77,7 @@ def spans(groups: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
 
 def stretches(
     step: int, frames: Sequence[int], *, keyframes: NDArray[Any], neighbours: NDArray[Any], support: Collection[int],
-    limit: int,
+    limit: int, border: int = 0,
 ) -> list[Stretch]:  # fmt: skip
     """A step in pieces that bound memory: each joint pass, followed by the frames that it makes known.
 
@@ -75,6 +86,7 @@ def stretches(
     frames       of the clip, ascending: those that are denoised
     keyframes    the step's (keyframe)     neighbours   positions (frame, side) among them, of all frames of the clip
     limit        keyframes that attend to each other, see `keyframe_groups`
+    border       see `apart`
     """
     anchors, blocks = keyframe_groups(len(keyframes), limit)
     passes = ([(anchors, 1)] if anchors else []) + _joined(blocks, KEYFRAMES_PER_PASS)
@@ -94,7 +106,7 @@ def stretches(
     for number in sorted(wanted, reverse=True):
         own, blocks_of_own = passes[number]
         kept = sorted(position for position in later if order[position] <= number)
-        groups = apart(list(followed[number]), support)
+        groups = apart(list(followed[number]), support, border)
         found.append(Stretch(step, own, blocks_of_own, bool(anchors) and not number, groups, kept))
         later |= {position for pair in followed[number].values() for position in pair}
     return found[::-1]

@@ -25,7 +25,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def test_the_clip_is_decoded_anew_and_can_be_reproduced(
     plan: Plans, store: Store, executed: Executed, temporal_folder: Path, tmp_path: Path, edited: Any
 ) -> None:
-    result = edit(plan(decoder=temporal_folder), tmp_path)
+    asked = plan(decoder=temporal_folder)
+    assert any("decoded by the AutoencoderKLTemporalDecoder of --decoder; keyframes" in note for note in asked.notes)
+    result = edit(asked, tmp_path)
     assert executed.names == computed(result) == ["propagate_tokens"]
     assert digests(result)["propagate_tokens", "a red ball"] != edited[1]["propagate_tokens", "a red ball"]
     again, _ = plan_again(tmp_path / "edit.mp4.json", store, plan().runtime)

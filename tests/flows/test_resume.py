@@ -322,6 +322,7 @@ def work_on_a_draft(plan: dict[str, Any], window: range | None) -> list[range]:
         if window:
             blocks = propagate_tokens.run(
                 node.spec, window, edit=keyframes.spec, timesteps=made.timesteps, backbone=session.backbone,
+                decoder=session.decoder,
                 **{role: made.find(each) for role, each in roles},
             )  # fmt: skip
             draft.write(window, blocks)
@@ -374,3 +375,17 @@ def test_an_edit_at_once_that_is_stopped_between_two_windows_only_decodes_the_re
     events.clear()
     assert digests(run(plan)) == at_once
     assert events == []
+
+
+def test_windows_of_a_temporal_decoder_are_not_done_again_and_do_not_show(
+    in_windows: None, events: Events, asked: Callable[..., dict[str, Any]], temporal_folder: Path, tmp_path: Path
+) -> None:
+    at_once = digests(run(asked(tmp_path / "at once", decoder=str(temporal_folder), **FEW)))
+    for window in WINDOWS:
+        plan = asked(tmp_path / f"from {window.start}", decoder=str(temporal_folder), **FEW)
+        run(plan, preview=True)
+        assert work_on_a_draft(plan, window) == [each for each in WINDOWS if each != window]
+        events.clear()
+        totals = Totals()
+        assert digests(run(plan, progress=totals)) == at_once
+        assert totals.begun == {"propagate_tokens": sum(event.frames for event in events)}

@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from stages.backbones.decoders import OVERLAP, WINDOW, Decoder, autoencoder_folder, check_folder, load_decoder, windows
+from stages import propagate_tokens
+from stages.backbones.decoders import (
+    CLASSES,
+    GROUP,
+    OVERLAP,
+    Decoder,
+    autoencoder_folder,
+    check_folder,
+    groups,
+    load_decoder,
+    seen,
+)
 from stages.backbones.stable_diffusion import StableDiffusion
 from stages.editing import passes
 from store.errors import InputError
@@ -35,24 +46,36 @@ def latents() -> torch.Tensor:
     return torch.randn((FRAMES, 4, 4, 5), generator=torch.Generator().manual_seed(0))
 
 
-def decoded(decoder: Decoder, latents: torch.Tensor, *runs: range) -> np.ndarray[Any, Any]:
-    return np.stack([*decoder.pictures(latents, runs or [range(len(latents))])])
+def decoded(decoder: Decoder, latents: torch.Tensor, *shots: range) -> np.ndarray[Any, Any]:
+    whole = range(len(latents))
+    return np.stack([*decoder.pictures(latents, 0, whole, shots or [whole])])
 
 
-def test_windows_cover_every_frame_and_overlap() -> None:
+def test_groups_cover_every_frame_of_a_shot_and_overlap() -> None:
     for frames in range(1, 40):
-        found = windows(frames, OVERLAP)
-        assert sorted({frame for window in found for frame in window}) == [*range(frames)]
-        assert all(len(window) <= WINDOW for window in found)
+        found = groups(range(5, 5 + frames), OVERLAP)
+        assert sorted({frame for group in found for frame in group}) == [*range(5, 5 + frames)]
+        assert all(len(group) <= GROUP for group in found)
         for before, after in pairwise(found):
             assert before.stop - after.start == OVERLAP
             assert len(after) > OVERLAP
 
 
-def test_one_window_is_what_diffusers_decodes(decoder: Decoder, latents: torch.Tensor) -> None:
-    some = latents[:WINDOW]
+def test_a_part_is_seen_as_it_is_in_the_whole_clip(decoder: Decoder, latents: torch.Tensor) -> None:
+    shots = [range(5), range(5, FRAMES)]
+    whole = decoded(decoder, latents, *shots)
+    for start, stop in ((0, 8), (8, 16), (8, FRAMES), (16, FRAMES)):
+        around = seen(range(start, stop), shots)
+        assert max(start - around.start, around.stop - stop) < decoder.border
+        given = latents[around.start : around.stop]
+        part = np.stack([*decoder.pictures(given, around.start, range(start, stop), shots)])
+        assert np.array_equal(part, whole[start:stop])
+
+
+def test_one_group_is_what_diffusers_decodes(decoder: Decoder, latents: torch.Tensor) -> None:
+    some = latents[:GROUP]
     with torch.no_grad():
-        pixels = decoder.vae.decode(some / 8.0, num_frames=WINDOW).sample.clamp(-1, 1)
+        pixels = decoder.vae.decode(some / 8.0, num_frames=GROUP).sample.clamp(-1, 1)
     expected = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(decoded(decoder, some), expected)
 
@@ -65,13 +88,11 @@ def test_a_frame_depends_on_its_neighbours_but_not_across_a_cut(decoder: Decoder
     assert np.array_equal(decoded(decoder, latents, *cut)[:7], decoded(decoder, other, *cut)[:7])
 
 
-def test_a_constant_clip_shows_no_window(decoder: Decoder, latents: torch.Tensor) -> None:
-    """Where windows are faded into each other, neighbours differ by no more than beside."""
+def test_a_constant_clip_shows_no_group(decoder: Decoder, latents: torch.Tensor) -> None:
+    """Where groups are faded into each other, neighbours differ by no more than beside."""
     rgb = decoded(decoder, latents[:1].repeat(30, 1, 1, 1)).astype(float)
     change = np.abs(np.diff(rgb, axis=0)).mean((1, 2, 3))
-    inside = np.abs(np.diff(decoded(decoder, latents[:1].repeat(WINDOW, 1, 1, 1)).astype(float), axis=0)).mean(
-        (1, 2, 3)
-    )
+    inside = np.abs(np.diff(decoded(decoder, latents[:1].repeat(GROUP, 1, 1, 1)).astype(float), axis=0)).mean((1, 2, 3))
     assert change.max() <= inside.max() + 1
 
 
@@ -80,7 +101,7 @@ def test_a_decoder_of_pictures_takes_each_by_itself(latents: torch.Tensor) -> No
     with torch.no_grad():
         pixels = vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
     expected = ((pixels + 1) * 127.5).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(decoded(Decoder(vae, "cpu"), latents), expected, atol=0.51)
+    np.testing.assert_allclose(decoded(Decoder(vae, CLASSES[2], "cpu"), latents), expected, atol=0.51)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +129,41 @@ def test_an_edit_has_the_same_bytes_however_it_is_divided_or_stopped(
     model.limit = None
     assert equal(propagate(watched, spec, keyframes, scratch), at_once)
     edited = torch.from_numpy(at_once["latents"])
-    assert np.array_equal(at_once["rgb"], decoded(decoder, edited, range(5), range(5, 16), range(16, 21)))
+    assert np.array_equal(at_once["rgb"], decoded(decoder, edited, range(5), range(5, 21)))
     assert not np.array_equal(at_once["rgb"][:5], decoded(decoder, edited)[:5]), "seen across the cut"
     own = edit_of_keyframes(replace(long, decoder=None), spec)
     assert equal(own, keyframes), "of the model's own decoder"
+
+
+def test_a_part_denoises_what_is_seen_beside_it_and_progress_is_told_of_it(
+    long: Prepared, decoder: Decoder, short_windows: None
+) -> None:
+    spec = edit_spec(guidance_scale=1)
+    keyframe_edit, _ = edit_at_once(long, spec)
+    keyframes, support = long.field["keyframes"], long.field["support"].tolist()
+    for part in (range(16), range(16, FRAMES)):
+        model, watched = Watched.of(long)
+        propagate(watched, spec, keyframe_edit, parts=[part])
+        passed = [sum(rows for at, rows in model.passes if at == timestep) for timestep in long.timesteps]
+        told = [
+            propagate_tokens.frames_passed(part, FRAMES, keyframes, support, 8, (5,), border)
+            for border in (0, decoder.border)
+        ]
+        assert passed == told[1]
+        assert told[0] < told[1]
+
+
+def test_borders_of_windows_are_passed_on_their_own(short_windows: None) -> None:
+    assert passes.apart(range(14, 34), {15}, 4) == [
+        [15],
+        [14],
+        [16, 17, 18, 19],
+        [*range(20, 28)],
+        [*range(28, 32)],
+        [32, 33],
+    ]
+    assert passes.widened(range(16, 32), range(13, 33), 4, 40) == range(12, 36)
+    assert passes.widened(range(16, 32), range(16, 33), 4, 34) == range(16, 34)
 
 
 # what fits

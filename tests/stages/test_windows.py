@@ -15,6 +15,7 @@ import pytest
 
 from pocket import model_folder
 from stages import propagate_tokens
+from stages.backbones.decoders import GROUP
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
 from stages.diffusion.keyframes import drawn_keyframes, intervals, neighbours, support
 from stages.editing import passes
@@ -145,12 +146,15 @@ def test_a_window_of_a_long_clip_repeats_a_bounded_share() -> None:
     drawn = drawn_keyframes(intervals(512, 8), 2, 50, 0)
     known = support(intervals(512, 8), 2).tolist()
 
-    def rows(parts: list[range]) -> int:
-        return sum(sum(propagate_tokens.frames_passed(part, 512, drawn, known, 8)) for part in parts)
+    def rows(parts: list[range], border: int = 0) -> int:
+        return sum(sum(propagate_tokens.frames_passed(part, 512, drawn, known, 8, (), border)) for part in parts)
 
-    windows, whole = rows([range(at, at + 64) for at in range(0, 512, 64)]), rows([range(512)])
+    each = [range(at, at + 64) for at in range(0, 512, 64)]
+    windows, whole = rows(each), rows([range(512)])
     assert whole == 50 * (512 - 128 + 64)
     assert 1 < windows / whole < 1.3
+    assert rows([range(512)], GROUP) == whole
+    assert 1 < rows(each, GROUP) / windows < 1.2, "what a temporal decoder sees beside them"
 
 
 def test_no_pass_mixes_what_one_way_runs_and_another_does_not() -> None:
