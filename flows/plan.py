@@ -39,7 +39,7 @@ from stages.editing.resuming import STATES_KEPT
 from stages.media.encoding import Encoding
 from stages.media.letterbox import Bars, parse_bars
 from stages.media.picture_folders import pictures_in, size_of
-from stages.media.video import OVER_BLACK, Colour, choose_size, parse_frames, step_for, survey
+from stages.media.video import OVER_BLACK, VPX, Colour, choose_size, parse_frames, step_for, survey
 from store.artifact import Artifact
 from store.errors import InputError
 from store.keys import ArtifactKey
@@ -154,6 +154,7 @@ class Plan:
                 bars=bars,
                 background=background,
                 padding=size.padding,
+                vpx_alpha=self.video.has_alpha and self.video.codec in VPX,
             ),
             {"video": self.video_key},
         )

@@ -49,7 +49,8 @@ class Spec(Frozen):
         (0, 0),
         description="of width and height, pixels at right and bottom that repeat the picture's last, for the model",
     )
-    left_out: ClassVar[frozenset[str]] = frozenset({"tone_map", "fps", "bars", "background", "padding"})
+    vpx_alpha: bool = Field(False, description="of VP8 or VP9 whose transparency lies beside its pictures: it is read")
+    left_out: ClassVar[frozenset[str]] = frozenset({"tone_map", "fps", "bars", "background", "padding", "vpx_alpha"})
 
     @property
     def shown(self) -> tuple[int, int]:

@@ -23,6 +23,7 @@ import numpy as np
 from av.container import InputContainer
 from av.filter import Graph
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -59,6 +60,7 @@ SWSCALE_MATRICES = {
     "fcc": Colorspace.FCC,
     "smpte240m": Colorspace.SMPTE240M,
 }
+VPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read transparency
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 OVER_BLACK = "transparent parts, if any, are laid over black"
 TONE_MAP = "intent=perceptual:out_primaries=bt709:out_transfer=bt709:out_range=pc"
@@ -170,9 +172,10 @@ def survey(path: Path) -> Clip:
         discarded = last_duration = 0
         timed = container.format.name not in UNTIMED_FORMATS
         first: VideoFrame | None = None
+        decoder = _decoder(stream)
         for packet in container.demux(stream):
             if first is None:
-                first = next(iter(stream.decode(packet)), None)
+                first = next(iter(decoder.decode(packet)), None)
             if packet.is_discard or _is_hidden(packet, stream):
                 discarded += 1
             elif packet.size:
@@ -270,7 +273,7 @@ def pictures_at(clip: Clip, indices: Sequence[int]) -> Iterator[Picture]:
         for tick in wanted:
             if at < 0 or tick - at > SEEK_BEYOND / clip.time_base:
                 container.seek(tick, stream=stream, backward=True)
-                frames = container.decode(stream)
+                frames = _frames_of(container, stream)
             for frame in frames:
                 at = frame.pts if frame.pts is not None else tick
                 if at >= tick:
@@ -427,6 +430,25 @@ def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
     return stream
 
 
+def _decoder(stream: VideoStream) -> VideoCodecContext:
+    """What decodes a stream; FFmpeg's own decoders of VP8 and VP9 pass over the transparency beside their packets."""
+    own = stream.codec_context
+    if own.name not in VPX or stream.metadata.get("alpha_mode") != "1":
+        return own
+    try:
+        return VideoCodecContext.create(VPX[own.name], "r")
+    except av.codec.codec.UnknownCodecError as error:
+        raise InputError(
+            f"this FFmpeg cannot read the transparency of {own.name}; convert it to ProRes 4444"
+        ) from error
+
+
+def _frames_of(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """All frames from where the container is."""
+    decoder = _decoder(stream)
+    return (frame for packet in container.demux(stream) for frame in decoder.decode(packet))
+
+
 def _check_size(path: Path, width: int, height: int) -> None:
     megapixels = LARGEST_AREA // 2**20
     if width < 1 or height < 1:
@@ -531,12 +553,11 @@ def _decoded(clip: Clip) -> Iterator[VideoFrame]:
     with open_video(clip.path) as (container, stream):
         count = 0
         try:
-            for packet in container.demux(stream):
-                for frame in stream.decode(packet):
-                    if frame.is_corrupt:
-                        raise InputError(f"frame {count} of {clip.path} is damaged{_way_out(count)}")
-                    yield frame
-                    count += 1
+            for frame in _frames_of(container, stream):
+                if frame.is_corrupt:
+                    raise InputError(f"frame {count} of {clip.path} is damaged{_way_out(count)}")
+                yield frame
+                count += 1
         except av.error.FFmpegError as error:
             raise InputError(f"frame {count} of {clip.path} cannot be decoded{_way_out(count)}") from error
 

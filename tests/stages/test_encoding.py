@@ -15,7 +15,7 @@ from PIL import Image
 from stages.media.encoding import QUALITY, Encoding, choose_format
 from stages.media.export import check_output, write_video
 from stages.media.transparency import with_alpha
-from stages.media.video import read_pictures, survey
+from stages.media.video import pictures_at, read_pictures, survey
 from store.errors import InputError
 from tests.stages.clips import number_of, numbered, write_clip
 from tests.stages.test_export import even, frames
@@ -317,6 +317,12 @@ def test_transparency_is_kept_by_what_can_hold_it(tmp_path: Path, name: str, sto
     alpha = np.where(SEEN >= 128, 255, 0) if name == "a.gif" else SEEN
     assert np.abs(shown[..., 3].astype(int) - alpha)[:, 2:-2].mean() < 1
     assert np.abs(shown[:, :48, 4:28, :3].astype(int) - rgba[:, :48, 4:28, :3]).mean() < 8, "in true colours"
+    if not name.endswith((".webp", "a")):
+        clip = survey(tmp_path / name)
+        read = [picture.alpha for picture in read_pictures(clip) if picture.alpha is not None]
+        assert clip.info.has_alpha and np.abs(np.stack(read).astype(int) - shown[..., 3]).mean() < 1, "and we read it"
+        sought = next(pictures_at(clip, [3])).rgb
+        assert np.array_equal(sought, [*read_pictures(clip)][3].rgb)
 
 
 @pytest.mark.parametrize(
