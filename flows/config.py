@@ -341,13 +341,18 @@ class RuntimeConfig(Frozen):
         False, title="Keep alpha", description="the clip is transparent where the video is: .mov (ProRes), .webm, "
         ".mkv, .webp, .gif or a folder of PNGs",
     )  # fmt: skip
+    source_rate: bool = Field(
+        False, title="Source rate", description="the clip has all frames of the video: those left out show "
+        "the one before",
+    )  # fmt: skip
 
     @property
     def encoding(self) -> Encoding:
         """What clips are written as."""
         codec = None if self.codec == "auto" else self.codec
         return Encoding(
-            codec=codec, quality=self.quality, pixel_format=self.pixel_format, keep_alpha=self.keep_alpha
+            codec=codec, quality=self.quality, pixel_format=self.pixel_format, keep_alpha=self.keep_alpha,
+            source_rate=self.source_rate,
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -88,18 +88,26 @@ def make_folder(path: Path) -> Path:
 
 def export_edit(
     edit: Artifact, frames: Artifact, file: Path, *, step: int, source: Path | None, encoding: Encoding = DEFAULT,
-    seen_through: Path | None = None,
+    original: Path | None = None,
 ) -> Written:  # fmt: skip
     """Write an edited clip with the source's times, and its sound where `source` is there.
 
-    seen_through    the source, whose transparency the clip gets where `encoding` keeps it
+    original    the source, where `encoding` asks for its transparency or its frame rate
     """
-    pictures = Pictures(edit, framing_of(frames))
-    if encoding.keep_alpha:
-        assert seen_through is not None, "transparency is read from the source"
+    pictures: Pictures | Transparent = Pictures(edit, framing_of(frames))
+    assert original or not encoding.needs_source, "transparency and rate are read from the source"
+    if encoding.keep_alpha and original:
+        pictures = Transparent(pictures, original)
+    if encoding.source_rate and original:
+        clip, (start, repeats) = survey(original), repeats_of(framing_of(frames), original)
+        times = np.array([float(each) for each in clip.times[start : start + sum(repeats) + 1]])
+        return write_video(
+            file, Repeated(pictures, repeats), pts=times[:-1], durations=np.diff(times), fps=clip.info.average_fps,
+            variable=clip.info.variable, source=source, encoding=encoding,
+        )  # fmt: skip
     return write_video(
         file,
-        Transparent(pictures, seen_through) if encoding.keep_alpha and seen_through else pictures,
+        pictures,
         pts=frames["pts"][:],
         durations=frames["duration"][:],
         fps=str(frames.attrs["average_fps"]),
@@ -108,6 +116,14 @@ def export_edit(
         source=source,
         encoding=encoding,
     )
+
+
+def repeats_of(framing: decode_frames.Spec, video: Path) -> tuple[int, list[int]]:
+    """The first frame of a video that was taken, and how many frames of it each of those taken stands for."""
+    clip = survey(video)
+    taken = decode_frames.taken(framing, clip.info, clip.times)
+    ends = [*taken[1:], clip.info.frames if framing.stop is None else framing.stop]
+    return taken[0], [end - frame for frame, end in zip(taken, ends, strict=True)]
 
 
 def framing_of(frames: Artifact) -> decode_frames.Spec:
@@ -140,6 +156,19 @@ class Transparent:
         alphas = decode_frames.transparency(framing, self.video)
         for rgb in self.pictures:
             yield with_alpha(rgb, np.stack([*islice(alphas, len(rgb))]), framing.background)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The same, each frame as often as `repeats` says."""
+
+    pictures: Iterable[np.ndarray[Any, Any]]
+    repeats: list[int]
+
+    def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
+        frames = (frame for block in self.pictures for frame in block)
+        for frame, times in zip(frames, self.repeats, strict=True):
+            yield np.broadcast_to(frame, (times, *frame.shape))
 
 
 @dataclass(frozen=True)
@@ -235,19 +264,20 @@ def _exported(store: Store, record: Record, frames_record: Record, file: Path, e
         raise InputError(f"the frames of {record.hex[:12]}, which hold its times, were removed; run its edit again")
     step = frames_record.recipe.spec["step"]
     assert isinstance(step, int)
-    seen_through = _with_transparency(store, frames_record) if encoding.keep_alpha else None
-    return export_edit(artifact, frames, file, step=step, source=None, encoding=encoding, seen_through=seen_through)
+    original = _original(store, frames_record, encoding) if encoding.needs_source else None
+    return export_edit(artifact, frames, file, step=step, source=None, encoding=encoding, original=original)
 
 
-def _with_transparency(store: Store, frames: Record) -> Path:
-    """The video that frames were decoded from, whose transparency is wanted."""
+def _original(store: Store, frames: Record, encoding: Encoding) -> Path:
+    """The video that frames were decoded from, of which more is wanted."""
+    option = "--keep-alpha" if encoding.keep_alpha else "--source-rate"
     video = file_of(store, frames.recipe.inputs["video"])
     if video is None:
         raise InputError(
-            f"--keep-alpha reads the transparency of the source, {frames.note.get('video') or 'a video'}, which is not "
-            "where any run of this store had it; put it there, or leave --keep-alpha out"
+            f"{option} reads the source again, {frames.note.get('video') or 'a video'}, which is not where any run of "
+            f"this store had it; put it there, or leave {option} out"
         )
-    if not survey(video).info.has_alpha:
+    if encoding.keep_alpha and not survey(video).info.has_alpha:
         raise InputError(f"--keep-alpha: {video} has no transparency; leave it out")
     return video
 

@@ -97,7 +97,7 @@ def _encoding(sidecar: Sidecar, output: Path | None) -> tuple[Encoding, str | No
     quality = None if "png" in held else then.quality
     what = f"a {output.suffix.lower()} file" if output and output.suffix else "a folder of pictures"
     other = first_codec(output.suffix.lower() if output else "", then.keep_alpha)
-    encoding = Encoding(codec=other, quality=quality, keep_alpha=then.keep_alpha)
+    encoding = Encoding(codec=other, quality=quality, keep_alpha=then.keep_alpha, source_rate=then.source_rate)
     return encoding, f"{what} holds no {codec}: the clip is written as {other}"
 
 

@@ -91,10 +91,10 @@ def clip_files(plan: Plan, output: Path | None) -> list[Path]:
     suffix = ".mov" if plan.encoding.keep_alpha else ".mp4"
     files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, suffix)
     check_outputs(files, plan.source, plan.encoding, plan.clip_size)
-    if plan.encoding.keep_alpha and plan.source is None:
+    if plan.encoding.needs_source and plan.source is None:
+        option = "--keep-alpha" if plan.encoding.keep_alpha else "--source-rate"
         raise InputError(
-            f"--keep-alpha reads the transparency of {plan.config.video}, which is not on this machine; copy it here, "
-            "or leave --keep-alpha out"
+            f"{option} reads {plan.config.video} again, which is not on this machine; put it there, or leave it out"
         )
     for file in files:
         check_sidecar_place(file)
@@ -163,7 +163,7 @@ def _exported(plan: Plan, edit: Artifact, frames: Artifact, file: Path) -> Writt
     if isinstance(kept, dict) and file.exists() and clip_hash(plan.store, file) == kept["blake3"]:
         return Written.model_validate(kept["written"])
     written = export_edit(
-        edit, frames, file, step=plan.decode.spec.step, source=plan.source, encoding=encoding, seen_through=plan.source
+        edit, frames, file, step=plan.decode.spec.step, source=plan.source, encoding=encoding, original=plan.source
     )
     plan.store.remember(what, {"blake3": clip_hash(plan.store, file), "written": written.model_dump(mode="json")})
     return written

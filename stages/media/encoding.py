@@ -68,6 +68,16 @@ class Encoding(Frozen):
         None, title="Pixel format", description="such as yuv444p or yuv420p10le; what most players show without it"
     )
     keep_alpha: bool = Field(False, title="Keep alpha", description="the source's transparency is that of the clip")
+    source_rate: bool = Field(
+        False,
+        title="Source rate",
+        description="frames that were left out are shown again: the one before them, as long",
+    )
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the source is read again for it."""
+        return self.keep_alpha or self.source_rate
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def test_transparency_that_cannot_be_kept_is_refused_and_none_is_said(
     asked = plan(see_through, keep_alpha=True)
     run_edit(asked, tmp_path / "edit.mov")
     see_through.unlink()
-    with pytest.raises(InputError, match="which is not where any run of this store had it"):
+    with pytest.raises(InputError, match="which is not where any run of"):
         export_key(asked.store, asked.edits[0][1].key.hex, tmp_path / "edit.webp", Encoding(keep_alpha=True))
 
 
@@ -209,3 +209,35 @@ def test_transparent_margins_are_no_black_bars_over_another_colour(plan: Plans, 
     logo = write_clip(tmp_path / "logo.mov", codec="png", pixel_format="rgba", pictures=[rgba] * 3, width=64)
     assert plan(logo).decode.spec.bars is not None
     assert plan(logo, background_colour="white").decode.spec.bars is None
+
+
+@pytest.mark.parametrize(
+    ("ticks", "asked", "shown"),
+    [
+        (None, {"fps": 12}, [0, 0, 2, 2, 4, 4, 6]),
+        (None, {"fps": 16}, [0, 1, 1, 3, 4, 4, 6]),
+        (None, {"frames": "1:6:2"}, [1, 1, 3, 3, 5]),
+        ([0, 30, 100, 130, 160, 300, 333], {"fps": 10}, [0, 0, 2, 2, 4, 4, 6]),
+    ],
+    ids=["a step", "ticks", "frames", "uneven"],
+)
+def test_frames_that_were_left_out_are_shown_again(
+    plan: Plans, tmp_path: Path, executed: Executed, ticks: list[int] | None, asked: dict[str, Any], shown: list[int]
+) -> None:
+    timing = {"ticks": ticks, "time_base": Fraction(1, 1000)} if ticks else {}
+    source = write_clip(tmp_path / "source.mkv", frames=7, width=32, height=32, **timing, **LOSSLESS)
+    asked_for = plan(source, source_rate=True, **asked)
+    edited = artifact(edit(asked_for, tmp_path), "propagate_tokens")["rgb"][:]
+    row = {frame: number for number, frame in enumerate(asked_for.taken)}
+    before, after = survey(source), survey(tmp_path / "edit.mp4")
+    start = shown[0]
+    lasting = np.diff([float(each) for each in before.times[start : start + len(shown) + 1]])
+    assert np.diff([float(each) for each in after.times]) == pytest.approx(lasting, abs=2e-3)
+    assert asked_for.taken == sorted({*shown}) or list(asked_for.taken) == sorted({*shown})
+    for picture, frame in zip(read_pictures(after), shown, strict=True):
+        off = [np.abs(picture.rgb.astype(int) - each).mean() for each in edited]
+        assert int(np.argmin(off)) == row[frame] or off[row[frame]] == min(off)
+    written = export_key(
+        asked_for.store, asked_for.edits[0][1].key.hex, tmp_path / "again.mp4", Encoding(source_rate=True)
+    )
+    assert written.frames == len(shown)
