@@ -4,9 +4,9 @@
 
 No weights of Stable Diffusion's autoencoder are to be had here, so an AutoencoderKL with what its structure has of the
 whole frame (group norms, attention in the middle), small and of factor 4, is trained on the pocket world at the size of
-its tiles; training goes on where `--run` was. Norms of a tile of 64 pixels are taken over less than those of one of 512,
-so this errs on the side of too much difference. Then pictures of several tiles a side, which differ
-from tile to tile in ground and object, are encoded and decoded whole and in tiles.
+its tiles; training goes on where `--run` was. Norms of a tile of 64 pixels are taken over less than those of one of
+512, so this errs on the side of too much difference. Then pictures of several tiles a side, which differ from tile to
+tile in ground and object, are encoded and decoded whole and in tiles.
 
 psnr     of the tiled picture to the whole one, and of each to the true one, in dB
 seams    mean step of tiled - whole from one pixel to the next where a tile begins or its blending ends, over the mean

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flows.config import make_config, make_runtime
-from flows.export import export_key
+from flows.export import Unpadded, export_key
 from flows.one_part import given
 from flows.plan import Plan
 from flows.reproduce import plan_again
@@ -100,6 +100,11 @@ def test_a_size_that_does_not_suit_the_model_comes_back_to_the_pixel(
     assert shown.shape[1:3] == (56, 35) and rgb.shape[1:3] == (asked.size[1], asked.size[0]) != (33, 35)
     assert shown[:, :8].max() <= 20 and shown[:, -9:].max() <= 20
     assert np.abs(shown[:, 11:-12].astype(int) - rgb[:, :33, :35]).mean() < 8
+
+    frames = artifact(result, "decode_frames")
+    looked_at = Unpadded(artifact(result, "propagate_tokens"), frames)["rgb"]
+    assert looked_at.shape == (7, 33, 35, 3) and np.array_equal(looked_at[2:4], rgb[2:4, :33, :35])
+    assert list(frames.attrs["padding"]) == [asked.size[0] - 35, asked.size[1] - 33]
 
 
 def test_masks_and_points_are_of_the_picture_and_not_of_its_padding(plan: Plans, tmp_path: Path) -> None:
