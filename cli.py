@@ -68,6 +68,13 @@ QualityOption = Annotated[
 PixelFormatOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Of the clip, such as yuv444p or yuv420p10le.")
 ]
+KeepAlphaOption = Annotated[
+    bool,
+    typer.Option("--keep-alpha", help="The clip is transparent where the source is: .mov, .webm, .webp, .gif, PNGs."),
+]
+SourceRateOption = Annotated[
+    bool, typer.Option("--source-rate", help="Frames that --fps left out are shown again, as those before them.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -223,6 +230,8 @@ def edit_options(
     codec: CodecOption = None,
     quality: QualityOption = None,
     pixel_format: PixelFormatOption = None,
+    keep_alpha: KeepAlphaOption = False,
+    source_rate: SourceRateOption = False,
     allow_pickle: PickleOption = False,
     runner: Annotated[
         str, typer.Option(metavar="NAME", help="here; dask or ray: the run's parts are spread over several workers.")
@@ -736,6 +745,8 @@ def export(
     codec: CodecOption = None,
     quality: QualityOption = None,
     pixel_format: PixelFormatOption = None,
+    keep_alpha: KeepAlphaOption = False,
+    source_rate: SourceRateOption = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -749,7 +760,11 @@ def export(
         return
     if output is None or bundle:
         raise InputError("name one thing to write: a video with -o, or a bundle with --bundle")
-    encoding = make_runtime(codec=codec or "auto", quality=quality, pixel_format=pixel_format).encoding
+    asked = make_runtime(
+        codec=codec or "auto", quality=quality, pixel_format=pixel_format, keep_alpha=keep_alpha,
+        source_rate=source_rate,
+    )  # fmt: skip
+    encoding = asked.encoding
     written = export_key(open_store(store), key, output, encoding)
     if as_json:
         print_json(written.model_dump(mode="json"))

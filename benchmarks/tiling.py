@@ -1,6 +1,6 @@
 """What a tiled autoencoder saves and costs: pictures encoded and decoded whole and in tiles, each in its own process.
 
-    python -m benchmarks.tiling [--side 1024 --side 1536] [-o benchmarks/results/tiling.json]
+    python -m benchmarks.tiling [--side 1024 --side 2048] [-o benchmarks/results/tiling.json]
 
 Two autoencoders: the pocket model's (an AutoencoderTiny, trained), and an AutoencoderKL of Stable Diffusion's structure
 at an eighth of its widths with random weights, whose activations take an eighth of the memory. Memory is a process's
@@ -70,7 +70,11 @@ def there_and_back(autoencoder: str, side: int, tiled: bool, to: Path) -> None:
     latents = backbone.encode(rgb)
     encoding = peak_mb() - before
     decoded = backbone.decode(latents)
-    cost = {"encode_peak_mb": encoding, "peak_mb": peak_mb() - before, "seconds": round(time.perf_counter() - began, 1)}
+    cost = {
+        "encode_peak_mb": encoding,
+        "peak_mb": peak_mb() - before,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
     np.savez(to, rgb=decoded, latents=latents.numpy(), cost=json.dumps(cost))
 
 

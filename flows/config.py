@@ -337,12 +337,23 @@ class RuntimeConfig(Frozen):
         None, title="Pixel format", description="of the clip, such as yuv444p; what most players show without it",
         max_length=20,
     )  # fmt: skip
+    keep_alpha: bool = Field(
+        False, title="Keep alpha", description="the clip is transparent where the video is: .mov (ProRes), .webm, "
+        ".mkv, .webp, .gif or a folder of PNGs",
+    )  # fmt: skip
+    source_rate: bool = Field(
+        False, title="Source rate", description="the clip has all frames of the video: those left out show "
+        "the one before",
+    )  # fmt: skip
 
     @property
     def encoding(self) -> Encoding:
         """What clips are written as."""
         codec = None if self.codec == "auto" else self.codec
-        return Encoding(codec=codec, quality=self.quality, pixel_format=self.pixel_format)
+        return Encoding(
+            codec=codec, quality=self.quality, pixel_format=self.pixel_format, keep_alpha=self.keep_alpha,
+            source_rate=self.source_rate,
+        )  # fmt: skip
 
 
 def parse_bytes(text: str, option: str = "--token-budget") -> int:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stages import decode_frames
 from stages.diffusion.chunks import blocks_of
 from stages.media.encoding import Encoding, choose_format
 from stages.media.export import DEFAULT, Written, check_output, write_video
 from stages.media.letterbox import with_bars
 from stages.media.sheets import contact_sheet, save_png
+from stages.media.transparency import with_alpha
 from stages.media.video import read_pictures, survey
 from store.artifact import Artifact
 from store.errors import InputError
 from store.records import Record
+from store.schemas import Array, Schema
 from store.store import Store
+
+from .videos import file_of
 
 
 def output_files(video: Path, prompts: Sequence[str], output: Path | None, suffix: str) -> list[Path]:
@@ -81,12 +87,27 @@ def make_folder(path: Path) -> Path:
 
 
 def export_edit(
-    edit: Artifact, frames: Artifact, file: Path, *, step: int, source: Path | None, encoding: Encoding = DEFAULT
-) -> Written:
-    """Write an edited clip with the source's times, and its sound where `source` is there."""
+    edit: Artifact, frames: Artifact, file: Path, *, step: int, source: Path | None, encoding: Encoding = DEFAULT,
+    original: Path | None = None,
+) -> Written:  # fmt: skip
+    """Write an edited clip with the source's times, and its sound where `source` is there.
+
+    original    the source, where `encoding` asks for its transparency or its frame rate
+    """
+    pictures: Pictures | Transparent = Pictures(edit, framing_of(frames))
+    assert original or not encoding.needs_source, "transparency and rate are read from the source"
+    if encoding.keep_alpha and original:
+        pictures = Transparent(pictures, original)
+    if encoding.source_rate and original:
+        clip, (start, repeats) = survey(original), repeats_of(framing_of(frames), original)
+        times = np.array([float(each) for each in clip.times[start : start + sum(repeats) + 1]])
+        return write_video(
+            file, Repeated(pictures, repeats), pts=times[:-1], durations=np.diff(times), fps=clip.info.average_fps,
+            variable=clip.info.variable, source=source, encoding=encoding,
+        )  # fmt: skip
     return write_video(
         file,
-        Pictures(edit, frames.attrs.get("bars")),
+        pictures,
         pts=frames["pts"][:],
         durations=frames["duration"][:],
         fps=str(frames.attrs["average_fps"]),
@@ -97,16 +118,100 @@ def export_edit(
     )
 
 
+def repeats_of(framing: decode_frames.Spec, video: Path) -> tuple[int, list[int]]:
+    """The first frame of a video that was taken, and how many frames of it each of those taken stands for."""
+    clip = survey(video)
+    taken = decode_frames.taken(framing, clip.info, clip.times)
+    ends = [*taken[1:], clip.info.frames if framing.stop is None else framing.stop]
+    return taken[0], [end - frame for frame, end in zip(taken, ends, strict=True)]
+
+
+def framing_of(frames: Artifact) -> decode_frames.Spec:
+    """How the frames of decode_frames lie in the source's pictures."""
+    return decode_frames.Spec.model_validate(frames.record.recipe.spec)
+
+
 @dataclass(frozen=True)
 class Pictures:
-    """The frames of an artifact in blocks, as often as they are asked for; between black bars where it had some."""
+    """The frames of an artifact in blocks, as often as they are asked for: without padding, between black bars."""
 
     artifact: Artifact
-    bars: Any = None
+    framing: decode_frames.Spec
 
     def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
-        blocks = rgb_blocks(self.artifact)
-        return (with_bars(rgb, self.bars) for rgb in blocks) if self.bars else blocks
+        rgb = Cut(self.artifact["rgb"], self.framing)
+        blocks = (rgb[block.start : block.stop] for block in blocks_of(rgb.shape[0]))
+        return (with_bars(pictures, self.framing.around) for pictures in blocks)
+
+
+@dataclass(frozen=True)
+class Transparent:
+    """The same in rgba, with the transparency of the video that they were made from."""
+
+    pictures: Pictures
+    video: Path
+
+    def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
+        framing = self.pictures.framing
+        alphas = decode_frames.transparency(framing, self.video)
+        for rgb in self.pictures:
+            yield with_alpha(rgb, np.stack([*islice(alphas, len(rgb))]), framing.background)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The same, each frame as often as `repeats` says."""
+
+    pictures: Iterable[np.ndarray[Any, Any]]
+    repeats: list[int]
+
+    def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
+        frames = (frame for block in self.pictures for frame in block)
+        for frame, times in zip(frames, self.repeats, strict=True):
+            yield np.broadcast_to(frame, (times, *frame.shape))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Frames (frame, height, width, channel) of an artifact without what they were padded with for the model."""
+
+    rgb: Array
+    framing: decode_frames.Spec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        width, height = self.framing.shown
+        return (self.rgb.shape[0], height, width, 3)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.rgb.dtype
+
+    def __getitem__(self, frames: Any, /) -> Any:
+        """Of frames, or of one: what is taken of the first dimension."""
+        width, height = self.framing.shown
+        return self.rgb[frames][..., :height, :width, :]
+
+
+class Unpadded(Mapping[str, Array]):
+    """An artifact as it is looked at: its pictures without what they were padded with."""
+
+    def __init__(self, artifact: Artifact, frames: Artifact) -> None:
+        self.artifact, self.framing = artifact, framing_of(frames)
+
+    def __getitem__(self, name: str) -> Array:
+        array: Array = self.artifact[name]
+        return Cut(array, self.framing) if name == "rgb" else array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.artifact)
+
+    def __len__(self) -> int:
+        return len(self.artifact)
+
+    @property
+    def schema(self) -> Schema:
+        return self.artifact.schema
 
 
 def clip_hash(store: Store, clip: Path) -> str:
@@ -116,16 +221,12 @@ def clip_hash(store: Store, clip: Path) -> str:
     return store.file_hash(clip)
 
 
-def rgb_blocks(artifact: Artifact) -> Iterator[np.ndarray[Any, Any]]:
-    """Frames of an artifact, rgb (frame, height, width, channel) uint8, a few at a time."""
-    return (artifact["rgb"][block.start : block.stop] for block in blocks_of(artifact["rgb"].shape[0]))
-
-
 def preview_sheet(edit: Artifact, frames: Artifact, label: str, file: Path) -> None:
     """Edited keyframes below the source's own, as one PNG."""
     shown = [int(frame) for frame in edit["frame"][:]]
-    source = np.stack([frames["rgb"][frame : frame + 1][0] for frame in shown])
-    save_png(contact_sheet([("source", source), (label, edit["rgb"][:])], columns=8), file)
+    rgb = Unpadded(frames, frames)["rgb"]
+    source = np.stack([rgb[frame : frame + 1][0] for frame in shown])
+    save_png(contact_sheet([("source", source), (label, Unpadded(edit, frames)["rgb"][:])], columns=8), file)
 
 
 def video_sheet(videos: Sequence[Path], labels: Sequence[str], columns: int, file: Path) -> None:
@@ -163,7 +264,22 @@ def _exported(store: Store, record: Record, frames_record: Record, file: Path, e
         raise InputError(f"the frames of {record.hex[:12]}, which hold its times, were removed; run its edit again")
     step = frames_record.recipe.spec["step"]
     assert isinstance(step, int)
-    return export_edit(artifact, frames, file, step=step, source=None, encoding=encoding)
+    original = _original(store, frames_record, encoding) if encoding.needs_source else None
+    return export_edit(artifact, frames, file, step=step, source=None, encoding=encoding, original=original)
+
+
+def _original(store: Store, frames: Record, encoding: Encoding) -> Path:
+    """The video that frames were decoded from, of which more is wanted."""
+    option = "--keep-alpha" if encoding.keep_alpha else "--source-rate"
+    video = file_of(store, frames.recipe.inputs["video"])
+    if video is None:
+        raise InputError(
+            f"{option} reads the source again, {frames.note.get('video') or 'a video'}, which is not where any run of "
+            f"this store had it; put it there, or leave {option} out"
+        )
+    if encoding.keep_alpha and not survey(video).info.has_alpha:
+        raise InputError(f"--keep-alpha: {video} has no transparency; leave it out")
+    return video
 
 
 def ancestor(store: Store, record: Record, stage: str) -> Record:

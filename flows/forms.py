@@ -14,7 +14,7 @@ from .controls import Control
 from .presets import Preset
 
 PREPARING = (
-    "video", "model", "loras", "embeddings", "prompt_weighting", "source_prompt", "frames", "size", "letterbox",
+    "video", "model", "loras", "embeddings", "prompt_weighting", "source_prompt", "frames", "fps", "size", "letterbox",
     "background_colour", "vae_tiling", "steps", "inversion_steps", "inversion_evaluations", "solver", "seed",
     "keyframe_interval", "keyframe_offsets", "blend", "cuts", "keyframe_placement",
 )  # fmt: skip

@@ -59,12 +59,15 @@ def mask_recipe(plan: Masked, latent_pixel: int) -> tuple[str, MaskSpec, dict[st
         assert plan.mask_key is not None, "a mask that is drawn has a key"
         taken = tuple(plan.taken) if decode.spec.fps else None
         drawn = read_masks.Spec(
-            start=decode.spec.start, step=decode.spec.step, taken=taken, bars=decode.spec.bars, feather=feather, **size
+            start=decode.spec.start, step=decode.spec.step, taken=taken, bars=decode.spec.bars, feather=feather,
+            padding=decode.spec.padding, **size,
         )  # fmt: skip
         return "read_masks", drawn, {"mask": plan.mask_key, "frames": decode.key.hex}
     if config.mask_model is not None:
         assert plan.mask_key is not None, "a model has a key"
-        asked = segment_masks.Spec(points=config.mask_points, feather=feather, **size)
+        (wide, high), shown = (decode.spec.width, decode.spec.height), decode.spec.shown
+        points = tuple((x * (shown[0] / wide), y * (shown[1] / high)) for x, y in config.mask_points)
+        asked = segment_masks.Spec(points=points, feather=feather, **size)
         return "segment_masks", asked, {"model": plan.mask_key, "frames": decode.key.hex}
     if config.mask_from is not None:
         words = config.mask_words

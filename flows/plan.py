@@ -37,9 +37,10 @@ from stages.diffusion.chunks import FRAMES_PER_BLOCK
 from stages.diffusion.ddim import inversion_timesteps, timesteps
 from stages.diffusion.keyframes import adaptive_starts
 from stages.editing.resuming import STATES_KEPT
+from stages.media.encoding import Encoding
 from stages.media.letterbox import Bars, parse_bars
 from stages.media.picture_folders import pictures_in, size_of
-from stages.media.video import OVER_BLACK, Colour, choose_size, parse_frames, step_for, survey
+from stages.media.video import OVER_BLACK, VPX, Colour, choose_size, parse_frames, step_for, survey
 from store.artifact import Artifact
 from store.errors import InputError
 from store.keys import ArtifactKey
@@ -112,12 +113,13 @@ class Plan:
                 "shows them, by the model's own decoder"
             )
         geometry = geometry_of(self.model, store)
-        bars = self._bars(known.bars)
+        background = self._background()
+        bars = self._bars(known.bars if background == BLACK else None)  # they were looked for over black
         shown = (self.video.width, self.video.height) if bars is None else bars.inside
         picture = self.video.model_copy(update={"width": shown[0], "height": shown[1]})
         size = choose_size(picture, geometry.multiple, config.size)
         self.size = (size.width, size.height)
-        background = self._background()
+        self.encoding = self._encoding()
         self.notes += [*(note for note in self.video.notes if note != OVER_BLACK or background == BLACK)]
         self.notes += [size.sentence] if size.sentence else []
         if self.model.pickled:
@@ -157,6 +159,8 @@ class Plan:
                 fps=self._thinned_to(),
                 bars=bars,
                 background=background,
+                padding=size.padding,
+                vpx_alpha=self.video.has_alpha and self.video.codec in VPX,
             ),
             {"video": self.video_key},
         )
@@ -210,10 +214,9 @@ class Plan:
 
     @property
     def clip_size(self) -> tuple[int, int]:
-        """(width, height) of the clip: of the edit, and of black bars around it."""
-        spec = self.decode.spec
-        top, right, bottom, left = spec.bars.around(*self.size) if spec.bars else (0, 0, 0, 0)
-        return self.size[0] + left + right, self.size[1] + top + bottom
+        """(width, height) of the clip: of the edit without padding, and of black bars around it."""
+        (width, height), (top, right, bottom, left) = self.decode.spec.shown, self.decode.spec.around
+        return width + left + right, height + top + bottom
 
     @property
     def source(self) -> Path | None:
@@ -471,6 +474,14 @@ class Plan:
             return red, green, blue
         self.notes.append(f"--background-colour {asked} shows nowhere: this video has no transparency")
         return BLACK
+
+    def _encoding(self) -> Encoding:
+        """What clips are written as; transparency is kept where there is some."""
+        asked = self.runtime.encoding
+        if not asked.keep_alpha or self.video.has_alpha:
+            return asked
+        self.notes.append("--keep-alpha shows nowhere: this video has no transparency")
+        return asked.model_copy(update={"keep_alpha": False})
 
     def _is_tiled(self) -> bool:
         asked = self.config.vae_tiling

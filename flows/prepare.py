@@ -101,7 +101,8 @@ def prepare(session: Session) -> Prepared:
             place, spec = plan.controls.videos[node.key.hex], plan.decode.spec
             if place.is_dir():
                 files = pictures_in(place)
-                read = (read_rgb(files[position], "--control-video") for position in plan.taken)
+                taken = (read_rgb(files[position], "--control-video") for position in plan.taken)
+                read = (decode_frames.fitted(spec, rgb) for rgb in taken)
                 pictures = control_frames.in_blocks(read, len(plan.taken))
             else:
                 pictures = decode_frames.run(spec, part, video=place)

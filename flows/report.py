@@ -22,6 +22,7 @@ from store.store import Store
 from . import charts
 from .command_line import run_command
 from .config import EditConfig, RuntimeConfig
+from .export import Unpadded
 from .report_measures import Confidence, confidence, scenes_of, steadiness
 from .report_pictures import MOST_THUMBNAILS, Shown, clip_pictures, evenly, thumbnails
 from .sidecar import read_sidecar, sidecar_file
@@ -104,8 +105,8 @@ def render(context: Row) -> str:
 def contents(store: Store, run: Row, method: str) -> Row:
     """Everything that the page says."""
     frames, edits = clips_of(store, run)
-    clips = [frames, *(edit.clip for edit in edits)]
-    shown = Shown.of(frames, len(clips))
+    clips = [Unpadded(clip, frames) for clip in (frames, *(edit.clip for edit in edits))]
+    shown = Shown.of(clips[0], len(clips))
     scenes = scenes_of(store, frames, Path(run["config"]["video"]), run["video"])
     steady = steadiness(clips, scenes, method, cuts_of(store, run))
     prompts = [edit.prompt for edit in edits]
@@ -164,7 +165,7 @@ def keyframe_strip(frames: Artifact, edits: list[Edit]) -> Row:
     """The keyframes' numbers, and a row of thumbnails for the source and for each edit."""
     support = [int(frame) for frame in edits[0].keyframes.promised.coordinates["frame"]]
     chosen = [support[place] for place in evenly(len(support), MOST_THUMBNAILS)]
-    rows = [thumbnails(clip, chosen) for clip in (frames, *(edit.clip for edit in edits))]
+    rows = [thumbnails(Unpadded(clip, frames), chosen) for clip in (frames, *(edit.clip for edit in edits))]
     return {"numbers": chosen, "of": len(support), "rows": rows}
 
 

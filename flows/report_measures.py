@@ -11,6 +11,7 @@ import numpy as np
 
 from store.artifact import Artifact
 from store.errors import InputError
+from store.schemas import Arrays
 from store.store import Store
 
 from .report_pictures import evenly
@@ -49,7 +50,7 @@ class Confidence:
     by_step: Values
 
 
-def steadiness(clips: Sequence[Artifact], scenes: Any, method: str, cuts: Sequence[int] = ()) -> Steadiness:
+def steadiness(clips: Sequence[Arrays], scenes: Any, method: str, cuts: Sequence[int] = ()) -> Steadiness:
     """Warp errors of `clips`, the source first, along its motion: exact where its `scenes` are known, else estimated.
 
     method   of estimating: auto, raft or dis
@@ -73,7 +74,7 @@ def steadiness(clips: Sequence[Artifact], scenes: Any, method: str, cuts: Sequen
     return Steadiness(motion, joined)
 
 
-def _warp_errors(clips: Sequence[Artifact], block: slice, scenes: Any, estimator: Any, height: int) -> list[Values]:
+def _warp_errors(clips: Sequence[Arrays], block: slice, scenes: Any, estimator: Any, height: int) -> list[Values]:
     from stages.measures.frames import Motion, warp_errors
 
     if scenes is None:

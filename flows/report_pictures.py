@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from store.artifact import Artifact
+from store.schemas import Arrays
+
+from .export import Unpadded
 
 MOST_FRAMES = 240  # of a clip
 MOST_PIXELS = 36 << 20  # of all clips together: about 8 MB
@@ -33,7 +35,7 @@ class Shown:
     of_size: tuple[int, int]
 
     @classmethod
-    def of(cls, frames: Artifact, clips: int) -> Shown:
+    def of(cls, frames: Arrays, clips: int) -> Shown:
         """Choose for a source's `frames` and as many clips of the same size in all."""
         count, height, width = frames["rgb"].shape[:3]
         shrunk = fitted(width, height, LONGEST_SIDE)
@@ -58,18 +60,18 @@ class Shown:
         )
 
 
-def clip_pictures(clip: Artifact, shown: Shown) -> list[str]:
+def clip_pictures(clip: Unpadded, shown: Shown) -> list[str]:
     """The chosen frames of a clip as data URIs."""
     return [data_uri(rgb, shown.width, shown.height) for rgb in frames_of(clip, shown.frames)]
 
 
-def thumbnails(clip: Artifact, places: Sequence[int]) -> list[str]:
+def thumbnails(clip: Unpadded, places: Sequence[int]) -> list[str]:
     """Frames of an artifact at `places` as small data URIs."""
     height, width = clip["rgb"].shape[1:3]
     return [data_uri(rgb, *fitted(width, height, THUMBNAIL_SIDE)) for rgb in frames_of(clip, places)]
 
 
-def frames_of(clip: Artifact, places: Sequence[int]) -> Iterator[np.ndarray[Any, Any]]:
+def frames_of(clip: Unpadded, places: Sequence[int]) -> Iterator[np.ndarray[Any, Any]]:
     """Single frames, rgb (height, width, 3) uint8; a chunk is read once for all the places in it."""
     rgb = clip["rgb"]
     length = clip.schema.variables["rgb"].chunks[0]

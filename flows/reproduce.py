@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stages.media.encoding import HOLDS, Encoding
+from stages.media.encoding import HOLDS, Encoding, first_codec
 from store.errors import InputError
 from store.keys import ArtifactKey
 from store.records import software
@@ -89,13 +89,16 @@ def other_software(sidecar: Sidecar) -> str | None:
 def _encoding(sidecar: Sidecar, output: Path | None) -> tuple[Encoding, str | None]:
     """What the clip is written as, and one sentence where that is not what it was."""
     then = sidecar.encoding
-    codec = then.codec or HOLDS.get(Path(sidecar.clip.name).suffix.lower(), (None,))[0]
+    suffix = Path(sidecar.clip.name).suffix.lower()
+    codec = then.codec or (first_codec(suffix, then.keep_alpha) if suffix in HOLDS else None)
     held = HOLDS.get(output.suffix.lower()) if output else None
     if held is None or codec in held:
         return then, None
     quality = None if "png" in held else then.quality
     what = f"a {output.suffix.lower()} file" if output and output.suffix else "a folder of pictures"
-    return Encoding(codec=held[0], quality=quality), f"{what} holds no {codec}: the clip is written as {held[0]}"
+    other = first_codec(output.suffix.lower() if output else "", then.keep_alpha)
+    encoding = Encoding(codec=other, quality=quality, keep_alpha=then.keep_alpha, source_rate=then.source_rate)
+    return encoding, f"{what} holds no {codec}: the clip is written as {other}"
 
 
 def _config(sidecar: Sidecar, video: Path, model: str) -> EditConfig:

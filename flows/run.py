@@ -88,8 +88,14 @@ def run_edit(plan: Plan, output: Path | None, engine: Wanted = "auto", progress:
 
 def clip_files(plan: Plan, output: Path | None) -> list[Path]:
     """Where each prompt's clip goes; InputError, before anything is computed, where it could not be written."""
-    files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, ".mp4")
-    check_outputs(files, plan.source, plan.runtime.encoding, plan.clip_size)
+    suffix = ".mov" if plan.encoding.keep_alpha else ".mp4"
+    files = output_files(plan.config.video, list(dict.fromkeys(plan.config.prompts)), output, suffix)
+    check_outputs(files, plan.source, plan.encoding, plan.clip_size)
+    if plan.encoding.needs_source and plan.source is None:
+        option = "--keep-alpha" if plan.encoding.keep_alpha else "--source-rate"
+        raise InputError(
+            f"{option} reads {plan.config.video} again, which is not on this machine; put it there, or leave it out"
+        )
     for file in files:
         check_sidecar_place(file)
     return files
@@ -148,7 +154,7 @@ def previewed(plan: Plan, files: list[Path], walker: Walker, progress: Progress 
 
 def _exported(plan: Plan, edit: Artifact, frames: Artifact, file: Path) -> Written:
     """The clip written to `file`, unless these very bytes are already there."""
-    encoding = plan.runtime.encoding
+    encoding = plan.encoding
     what = (
         f"export {VERSION} {edit.digest} {frames.digest} {plan.video_key} {file.absolute()} "
         f"{encoding.model_dump_json()} {plan.source is not None}"
@@ -157,8 +163,8 @@ def _exported(plan: Plan, edit: Artifact, frames: Artifact, file: Path) -> Writt
     if isinstance(kept, dict) and file.exists() and clip_hash(plan.store, file) == kept["blake3"]:
         return Written.model_validate(kept["written"])
     written = export_edit(
-        edit, frames, file, step=plan.decode.spec.step, source=plan.source, encoding=encoding
-    )  # fmt: skip
+        edit, frames, file, step=plan.decode.spec.step, source=plan.source, encoding=encoding, original=plan.source
+    )
     plan.store.remember(what, {"blake3": clip_hash(plan.store, file), "written": written.model_dump(mode="json")})
     return written
 

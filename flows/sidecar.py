@@ -79,7 +79,7 @@ class Sidecar(Frozen):
             recipes=recipes,
             keys={recipe.stage: recipe.hex for recipe in recipes},
             digest=edit.digest,
-            encoding=plan.runtime.encoding,
+            encoding=plan.encoding,
             software=edit.record.provenance,
         )
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from store.artifact import Artifact
 from store.layout import human_bytes
+from store.schemas import Arrays
 
 from .command_line import run_command
 from .config import EditConfig
+from .export import Unpadded
 from .markdown import cell, code, fenced, plain, table
 from .plan import Node, Plan
 from .sidecar import sidecar_file
@@ -149,12 +150,15 @@ def _picture(plan: Plan, keyframes_node: Node, edit_node: Node, limit: int) -> l
     if source is None or edited is None:
         return []
     frames = list(range(edited["rgb"].shape[0])) if edit else list(edited.schema.coordinates["frame"])
-    uri = before_after(source, edited, [int(frame) for frame in frames], in_time=edit is not None, limit=limit)
+    uri = before_after(
+        Unpadded(source, source), Unpadded(edited, source), [int(frame) for frame in frames],
+        in_time=edit is not None, limit=limit,
+    )  # fmt: skip
     return [f"![source and edit, side by side]({uri})", ""] if uri else []
 
 
 def before_after(
-    source: Artifact, edited: Artifact, frames: Sequence[int], in_time: bool = True, limit: int = URI_BYTES
+    source: Arrays, edited: Arrays, frames: Sequence[int], in_time: bool = True, limit: int = URI_BYTES
 ) -> str:
     """An animated WebP of source and edit side by side as a data URI of at most `limit` bytes, or "" where none fits.
 

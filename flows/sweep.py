@@ -18,11 +18,12 @@ from stages.media.sheets import contact_sheet, save_png
 from store.artifact import Artifact
 from store.errors import InputError, StorePlaceError
 from store.layout import write_whole
+from store.schemas import Arrays
 from store.store import Store
 from store.tables import Column, make_table, write_table
 
 from .engine import Wanted
-from .export import check_picture, export_edit, make_folder
+from .export import Unpadded, check_picture, export_edit, make_folder
 from .grid import Combination, check_room, forecast
 from .run import clip_files, run_edit
 from .runtime import check_device, model_kept
@@ -215,8 +216,9 @@ class Sweep:
         for number, start in enumerate(range(0, len(made), SHEET_ROWS), 1):
             chosen = made[start : start + SHEET_ROWS]
             name = "sheet" if number == 1 else f"sheet-{number}"
-            rows = [("source", _shown(self._artifacts(chosen[0].combination)[1]))]
-            rows += [(each.line, _shown(self._artifacts(each.combination)[0])) for each in chosen]
+            frames = self._artifacts(chosen[0].combination)[1]
+            rows = [("source", _shown(Unpadded(frames, frames)))]
+            rows += [(each.line, _shown(Unpadded(*self._artifacts(each.combination)))) for each in chosen]
             save_png(contact_sheet(rows, columns=SHEET_COLUMNS), self.folder / f"{name}.png")
             files[name] = str(self.folder / f"{name}.png")
         return files
@@ -228,7 +230,7 @@ def clip_name(each: Combination) -> str:
     return f"{words}-{each.edit.key.hex[:8]}.mp4"
 
 
-def _shown(clip: Artifact) -> np.ndarray[Any, Any]:
+def _shown(clip: Arrays) -> np.ndarray[Any, Any]:
     """The frames of a clip that a sheet shows: rgb (frame, height, width, channel) uint8, and no others read."""
     count = clip["rgb"].shape[0]
     places = np.unique(np.linspace(0, count - 1, min(SHEET_COLUMNS, count)).round().astype(int))

@@ -51,7 +51,7 @@ class KnownVideo(Frozen):
                 return [] if bars is None else [bars.model_dump()]
             return []
 
-        found: Any = store.remembered(f"bars 1 {key}", look)
+        found: Any = store.remembered(f"bars 2 {key}", look)
         return cls(key=key, info=clip.info, bars=Bars.model_validate(found[0]) if found else None)
 
 
@@ -144,7 +144,7 @@ def _preparation(store: Store, field: Summary, tokens: Summary, latents: Summary
     config = {
         "video": Path(name), "model": model, "source_prompt": invert.prompt,
         "frames": None if all_frames else f"{decode.start}:{stop}:{decode.step}",
-        "size": f"{decode.width}x{decode.height}", "fps": float(Fraction(decode.fps)) if decode.fps else None,
+        "size": "{}x{}".format(*decode.shown), "fps": float(Fraction(decode.fps)) if decode.fps else None,
         "letterbox": decode.bars.words() if decode.bars else "keep",
         "background_colour": "#{:02x}{:02x}{:02x}".format(*decode.background),
         "vae_tiling": "on" if invert.tiled else "off", "steps": invert.num_steps,
@@ -155,7 +155,7 @@ def _preparation(store: Store, field: Summary, tokens: Summary, latents: Summary
         "keyframe_placement": "adaptive" if match.interval_starts else "interval",
     }  # fmt: skip
     count = frames.sizes.get("frame") or stop
-    words = [Path(name).stem, f"{count} frames", f"{decode.width}×{decode.height}", Path(model).name]
+    words = [Path(name).stem, f"{count} frames", "{}×{}".format(*decode.shown), Path(model).name]
     label = " · ".join([*words, f"{invert.num_steps} steps", field.hex[:8]])
     return Preparation(field.hex, label, video, config)
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from stages.media.letterbox import Bars
+from stages.media.letterbox import Bars, padded
 from stages.media.video import Colour, Picture, VideoInfo, frames_at, read_pictures, survey
 from store.errors import InputError
 from store.schemas import Block, Blocks, Frozen, Schema, Variable
@@ -45,7 +45,22 @@ class Spec(Frozen):
     )
     bars: Bars | None = Field(None, description="black bars, cut off; width and height are of what is between them")
     background: Colour = Field((0, 0, 0), description="under what is transparent; RGB of 255")
-    left_out: ClassVar[frozenset[str]] = frozenset({"tone_map", "fps", "bars", "background"})
+    padding: tuple[int, int] = Field(
+        (0, 0),
+        description="of width and height, pixels at right and bottom that repeat the picture's last, for the model",
+    )
+    vpx_alpha: bool = Field(False, description="of VP8 or VP9 whose transparency lies beside its pictures: it is read")
+    left_out: ClassVar[frozenset[str]] = frozenset({"tone_map", "fps", "bars", "background", "padding", "vpx_alpha"})
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """(width, height) of the picture itself: without padding, and between the bars."""
+        return self.width - self.padding[0], self.height - self.padding[1]
+
+    @property
+    def around(self) -> tuple[int, int, int, int]:
+        """Top, right, bottom and left bar of the written clip, in its pixels."""
+        return self.bars.around(*self.shown) if self.bars else (0, 0, 0, 0)
 
 
 def taken(spec: Spec, info: VideoInfo, times: Sequence[Fraction] | None = None) -> Sequence[int]:
@@ -108,7 +123,8 @@ def outputs(spec: Spec, *, video: VideoInfo) -> Schema:
             "colour_matrix": video.colour_matrix,
             "colour_range": video.colour_range,
             "has_audio": video.has_audio,
-            **({"bars": list(spec.bars.around(spec.width, spec.height))} if spec.bars else {}),
+            **({"bars": list(spec.around)} if spec.bars else {}),
+            **({"padding": list(spec.padding)} if any(spec.padding) else {}),
         },
     )
 
@@ -123,7 +139,7 @@ def run(spec: Spec, part: range, *, video: Path) -> Blocks:
     pts, duration = array("d"), array("d")
     chosen = _chosen(spec, video)
     while block := list(islice(chosen, frames_per_block(spec))):
-        rgb = np.stack([_fitted(spec, picture.rgb) for picture, _ in block])
+        rgb = np.stack([fitted(spec, picture.rgb) for picture, _ in block])
         yield Block("rgb", (len(pts), 0, 0, 0), rgb)
         pts.extend(picture.pts for picture, _ in block)
         duration.extend(seconds for _, seconds in block)
@@ -133,7 +149,23 @@ def run(spec: Spec, part: range, *, video: Path) -> Blocks:
 
 def pictures(spec: Spec, video: Path) -> Iterator[np.ndarray[Any, Any]]:
     """The chosen frames as `run` yields them, one by one: rgb (height, width, channel) uint8."""
-    return (_fitted(spec, picture.rgb) for picture, _ in _chosen(spec, video))
+    return (fitted(spec, picture.rgb) for picture, _ in _chosen(spec, video))
+
+
+def transparency(spec: Spec, video: Path) -> Iterator[np.ndarray[Any, Any]]:
+    """How opaque the chosen frames of a video that has transparency are: (height, width) uint8, bars and all.
+
+    Of the size of the written clip, which `spec` gives.
+    """
+    (width, height), (top, right, bottom, left) = spec.shown, spec.around
+    inside = slice(top, top + height), slice(left, left + width)
+    for picture, _ in _chosen(spec, video):
+        assert picture.alpha is not None, "the video has transparency"
+        alpha = _resized(picture.alpha, left + width + right, top + height + bottom)
+        if spec.bars:
+            alpha = alpha.copy()
+            alpha[inside] = _resized(spec.bars.cut(picture.alpha), width, height)
+        yield alpha
 
 
 def frames_per_block(spec: Spec) -> int:
@@ -166,9 +198,9 @@ def _chosen(spec: Spec, video: Path) -> Iterator[tuple[Picture, float]]:
     yield kept, kept.duration * spec.step if resampled is None else end - kept.pts
 
 
-def _fitted(spec: Spec, rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A picture as the edit has it: without bars, at its size."""
-    return _resized(spec.bars.cut(rgb) if spec.bars else rgb, spec.width, spec.height)
+def fitted(spec: Spec, rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A picture (height, width, channel) as the edit has it: without bars, at its size, padded for the model."""
+    return padded(_resized(spec.bars.cut(rgb) if spec.bars else rgb, *spec.shown), spec.padding)
 
 
 def _resized(rgb: np.ndarray[Any, Any], width: int, height: int) -> np.ndarray[Any, Any]:

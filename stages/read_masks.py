@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from stages.media.letterbox import Bars
+from stages.media.letterbox import Bars, padded
 from stages.media.video import read_pictures, survey
 from store.errors import InputError
 from store.schemas import Block, Blocks, Frozen, Schema
@@ -42,7 +42,8 @@ class Spec(Frozen):
     feather: int = Field(8, ge=0, le=512)
     taken: tuple[int, ...] | None = None  # the pictures that are wanted, where `start` and `step` do not say it
     bars: Bars | None = None  # cut off, as off the frames
-    left_out: ClassVar[frozenset[str]] = frozenset({"taken", "bars"})
+    padding: tuple[int, int] = (0, 0)  # of width and height, at right and bottom, as of the frames
+    left_out: ClassVar[frozenset[str]] = frozenset({"taken", "bars", "padding"})
 
 
 def outputs(spec: Spec, *, frames: Schema) -> Schema:
@@ -90,8 +91,9 @@ def _fitted(spec: Spec, grey: Grey, mask: Path, aspect: float) -> Grey:
             "video's own frames"
         )
     inside = spec.bars.cut(grey) if spec.bars else grey
-    fitted = Image.fromarray(inside).resize((spec.width, spec.height), Image.Resampling.BOX)
-    return softened(np.asarray(fitted), spec.feather)
+    size = (spec.width - spec.padding[0], spec.height - spec.padding[1])
+    fitted = Image.fromarray(inside).resize(size, Image.Resampling.BOX)
+    return softened(padded(np.asarray(fitted), spec.padding), spec.feather)
 
 
 def _chosen(spec: Spec, mask: Path, count: int) -> Iterator[Grey]:

@@ -44,6 +44,9 @@ PIXEL_FORMATS: dict[Codec, tuple[str, ...]] = {  # the first that can hold the s
     "webp": ("bgra",),
     "png": ("rgb24",),
 }
+TRANSPARENT: dict[Codec, tuple[str, ...]] = {  # pixel formats that hold transparency, of codecs that have one
+    "prores": ("yuva444p10le",), "vp9": ("yuva420p",), "gif": ("pal8",), "webp": ("bgra",), "png": ("rgba",),
+}  # fmt: skip
 EVEN_ONLY = frozenset(("h264", "hevc"))  # codecs that cannot halve an odd side
 SMALLEST: dict[Codec, int] = {"hevc": 16, "av1": 8}  # pixels a side that their encoders take
 QUALITY = 80  # visually lossless: an edit is looked at closely
@@ -64,6 +67,17 @@ class Encoding(Frozen):
     pixel_format: str | None = Field(
         None, title="Pixel format", description="such as yuv444p or yuv420p10le; what most players show without it"
     )
+    keep_alpha: bool = Field(False, title="Keep alpha", description="the source's transparency is that of the clip")
+    source_rate: bool = Field(
+        False,
+        title="Source rate",
+        description="frames that were left out are shown again: the one before them, as long",
+    )
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the source is read again for it."""
+        return self.keep_alpha or self.source_rate
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,14 @@ class Format:
     encoder: str
     pixel_format: str
     quality: int
+    alpha: bool = False
+
+    @property
+    def alpha_options(self) -> dict[str, str]:
+        """Options of the encoder that transparency asks for."""
+        if not self.alpha:
+            return {}
+        return {"prores": {"profile": "4444"}, "vp9": {"auto-alt-ref": "0"}}.get(self.codec, {})
 
     @property
     def colours(self) -> int:
@@ -122,10 +144,11 @@ def choose_format(path: Path, encoding: Encoding, size: tuple[int, int] | None =
             f"--codec {codec} takes no frames below {SMALLEST[codec]} pixels a side, and these are "
             f"{size[0]}×{size[1]}; leave it out, or choose a larger --size"
         )
-    formats = _written(codec)
+    formats = _written(codec, encoding.keep_alpha)
     if encoding.pixel_format and encoding.pixel_format not in formats:
         raise InputError(
-            f"--pixel-format {encoding.pixel_format} is none that {codec} is written in here; have {', '.join(formats)}"
+            f"--pixel-format {encoding.pixel_format} is none that {codec} is written in here"
+            f"{' with transparency' if encoding.keep_alpha else ''}; have {', '.join(formats)}"
         )
     if encoding.quality is not None and codec == "png":
         raise InputError("--quality says nothing about PNG, which loses nothing; leave it out")
@@ -138,7 +161,13 @@ def choose_format(path: Path, encoding: Encoding, size: tuple[int, int] | None =
             "or an even --size"
         )
     quality = QUALITY if encoding.quality is None else encoding.quality
-    return Format(suffix, codec, ENCODERS[codec], pixel_format, quality)
+    return Format(suffix, codec, ENCODERS[codec], pixel_format, quality, encoding.keep_alpha)
+
+
+def first_codec(suffix: str, keep_alpha: bool = False) -> Codec:
+    """What a file of that ending holds where no codec is asked for; with `keep_alpha` the first that is transparent."""
+    held = HOLDS[suffix]
+    return next((codec for codec in held if keep_alpha and codec in TRANSPARENT), held[0])
 
 
 def holds_size(codec: Codec, pixel_format: str, size: tuple[int, int]) -> bool:
@@ -186,7 +215,13 @@ def _scheduling(tasks: Path) -> Iterator[tuple[int, tuple[int, os.sched_param]]]
 
 def _codec(path: Path, encoding: Encoding) -> Codec:
     held = HOLDS[path.suffix.lower()]
-    codec = encoding.codec or held[0]
+    codec = encoding.codec or first_codec(path.suffix.lower(), encoding.keep_alpha)
+    if encoding.keep_alpha and codec not in TRANSPARENT:
+        what = f"--codec {codec}" if encoding.codec else f"a {path.suffix.lower()} file"
+        raise InputError(
+            f"{what} holds no transparency as it is written here; leave out --keep-alpha, or name a .mov (ProRes), "
+            ".webm or .mkv (VP9), .webp, .gif, or a folder of PNGs, without --codec"
+        )
     here = [each for each in get_args(Codec) if _has(each)]
     if codec not in here:
         raise InputError(f"this FFmpeg has no encoder {ENCODERS[codec]} for {codec}; have {', '.join(here)}")
@@ -209,7 +244,7 @@ def _has(codec: Codec) -> bool:
     return True
 
 
-def _written(codec: Codec) -> list[str]:
-    """Pixel formats of a codec that this build's encoder takes."""
+def _written(codec: Codec, keep_alpha: bool) -> list[str]:
+    """Pixel formats of a codec that this build's encoder takes; with transparency, those that hold it."""
     able = {each.name for each in av.codec.Codec(ENCODERS[codec], "w").video_formats or ()}
-    return [each for each in PIXEL_FORMATS[codec] if each in able]
+    return [each for each in (TRANSPARENT if keep_alpha else PIXEL_FORMATS)[codec] if each in able]

@@ -119,7 +119,8 @@ def write_video(
 ) -> Written:
     """Write frames in BT.709, the first at time 0, under `path`, whole or not at all.
 
-    blocks       rgb (frame, height, width, channel) uint8, any number of frames each; consumed lazily, twice for a GIF
+    blocks       rgb (frame, height, width, channel) uint8, any number of frames each; consumed lazily, twice for a GIF;
+                 where `encoding` keeps alpha rgba, the colours not multiplied by it
     pts          (frame,) seconds, as in the source; with `durations` they are kept exactly where `variable`
     durations    (frame,) seconds until the next frame
     fps          frames per second of the source; frames are evenly spaced at fps / step unless `variable`
@@ -133,6 +134,7 @@ def write_video(
     first, blocks = _first(blocks)
     size = (first.shape[1], first.shape[0])
     form = choose_format(path, encoding, size)
+    assert first.shape[-1] == (4 if form.alpha else 3), "alpha is what the encoding says"
     rate = Fraction(fps) / step
     times = _times(np.asarray(pts), np.asarray(durations), rate, variable, form)
     notes = _form_notes(form, encoding, size, len(pts), len(times.kept))
@@ -173,7 +175,7 @@ def _each(blocks: Blocks) -> Iterator[np.ndarray[Any, Any]]:
 
 def _form_notes(form: Format, encoding: Encoding, size: tuple[int, int], frames: int, kept: int) -> list[str]:
     notes = []
-    if encoding.pixel_format is None and form.pixel_format != PIXEL_FORMATS[form.codec][0]:
+    if encoding.pixel_format is None and form.pixel_format != PIXEL_FORMATS[form.codec][0] and not form.alpha:
         notes.append(f"the odd size {size[0]}×{size[1]} is kept in {form.pixel_format}, which some players cannot show")
     if kept < frames:
         notes.append(f"{frames - kept} of {frames} frames are left out: a GIF shows at most 50 per second")
@@ -251,7 +253,7 @@ def _picture_stream(
     container: OutputContainer, form: Format, size: tuple[int, int], rate: Fraction, clock: Fraction, in_order: bool
 ) -> VideoStream:
     quieten(form.codec)
-    stream = container.add_stream(form.encoder, rate=rate, options=form.options(in_order=in_order))
+    stream = container.add_stream(form.encoder, rate=rate, options=form.options(in_order=in_order) | form.alpha_options)
     assert isinstance(stream, VideoStream)
     stream.width, stream.height = size
     stream.pix_fmt = form.pixel_format
@@ -272,16 +274,17 @@ def _frames(blocks: Blocks, form: Format, times: Times, size: tuple[int, int]) -
     """The frames that are kept, in the pixel format of the encoder."""
     if form.codec == "gif":
         assert iter(blocks) is not blocks, "a GIF's frames are read twice: for the palette, and to be drawn"
-        return with_palette(lambda: _plain(blocks, times), size, form.colours)
-    return _converted(_plain(blocks, times), form.pixel_format)
+        return with_palette(lambda: _plain(blocks, times, form), size, form.colours, form.alpha)
+    return _converted(_plain(blocks, times, form), form.pixel_format)
 
 
-def _plain(blocks: Blocks, times: Times) -> Iterator[VideoFrame]:
-    """The frames that are kept, in rgb24."""
+def _plain(blocks: Blocks, times: Times, form: Format) -> Iterator[VideoFrame]:
+    """The frames that are kept, in rgb24 or rgba."""
+    pixel_format = "rgba" if form.alpha else "rgb24"
     kept = set(times.kept)
     for position, rgb in enumerate(_each(blocks)):
         if position in kept or position >= times.frames:  # one too many is not dropped, but seen by who counts
-            yield VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+            yield VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format=pixel_format)
 
 
 def _converted(frames: Iterable[VideoFrame], pixel_format: str) -> Iterator[VideoFrame]:

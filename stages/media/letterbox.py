@@ -1,4 +1,4 @@
-"""Black bars around a picture: found, cut off before an edit, and put back on its clip.
+"""What surrounds a picture: black bars, cut off for an edit and put back on its clip, and padding, the other way round.
 
 Bars are cut only where there is no doubt: they come in pairs of one width, are nearly black in every frame that is
 looked at, and end in an edge. What is dark for another reason stays with the picture.
@@ -52,9 +52,11 @@ class Bars(Frozen):
     def around(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Top, right, bottom and left bar of an edit of `width` by `height`, in its own pixels.
 
-        As wide as in the source where the picture between them has the source's size, else as much wider or narrower;
-        where the sum of a pair would be odd it is one more, since most codecs want even sides.
+        As wide as in the source where the picture between them has the source's size, so that the clip has it too; else
+        as much wider or narrower, and one more where the sum of a pair would be odd: most codecs want even sides.
         """
+        if (width, height) == self.inside:
+            return self.top, self.right, self.bottom, self.left
         wide, high = width / self.inside[0], height / self.inside[1]
         top, bottom = _pair(self.top * high, self.bottom * high, height)
         left, right = _pair(self.left * wide, self.right * wide, width)
@@ -68,6 +70,14 @@ class Bars(Frozen):
 def _pair(first: float, second: float, between: int) -> tuple[int, int]:
     one, two = round(first), round(second)
     return one, two + (one + two > 0 and between % 2 == 0 and (one + two) % 2)
+
+
+def padded(picture: Rgb, padding: tuple[int, int]) -> Rgb:
+    """A picture (height, width, …) whose last pixels are repeated so many times at right and bottom."""
+    right, bottom = padding
+    if not right and not bottom:
+        return picture
+    return np.pad(picture, ((0, bottom), (0, right), *[(0, 0)] * (picture.ndim - 2)), mode="edge")
 
 
 def with_bars(rgb: Rgb, bars: tuple[int, int, int, int]) -> Rgb:
@@ -98,28 +108,33 @@ def find_bars(clip: Clip) -> Bars | None:
     for picture in pictures_at(clip, np.unique(np.linspace(0, count - 1, min(FRAMES_SEEN, count)).round()).tolist()):
         level = picture.rgb.max(axis=-1)
         brightest = level if brightest is None else np.maximum(brightest, level)
-        if not any(_dark_lines(brightest, side) for side in range(4)):
+        if not any(_dark_lines(brightest, side)[0] for side in range(4)):
             return None  # most clips: seen in the first frame
     if brightest is None or brightest.max() <= BLACK + EDGE:
         return None
-    top, right, bottom, left = (_dark_lines(brightest, side) for side in range(4))
+    above, beside, below, before = (_dark_lines(brightest, side) for side in range(4))
     shown = clip.info.width, clip.info.height
     high, wide = shown[1] / brightest.shape[0], shown[0] / brightest.shape[1]
-    top, bottom = _sure(round(top * high), round(bottom * high), shown[1])
-    left, right = _sure(round(left * wide), round(right * wide), shown[0])
+    top, bottom = _sure(above, below, high, shown[1])
+    left, right = _sure(before, beside, wide, shown[0])
     if not top + bottom + left + right:
         return None
     return Bars(top=top, right=right, bottom=bottom, left=left, width=shown[0], height=shown[1])
 
 
-def _dark_lines(brightest: Rgb, side: int) -> int:
+Edge = tuple[int, bool]
+"""Black lines at a side, and whether the last of them is as black as the others: then it is known where they end."""
+
+
+def _dark_lines(brightest: Rgb, side: int) -> Edge:
     """Black lines at a side (0 top, 1 right, 2 bottom, 3 left) that end in an edge; 0 where they fade."""
     lines = np.rot90(brightest, side)
     levels = lines.max(axis=1).astype(int)
     lit = levels > BLACK + EDGE
     dark = int(np.argmax(lit)) if lit.any() else 0
     clean = max(dark - SMEARED, 0)
-    return dark if clean and levels[:clean].max() <= BLACK and _is_wide(lines[dark : dark + 2]) else 0
+    sure = clean and levels[:clean].max() <= BLACK and _is_wide(lines[dark : dark + 2])
+    return (dark, bool(levels[:dark].max() <= BLACK)) if sure else (0, True)
 
 
 def _is_wide(lines: Rgb) -> bool:
@@ -127,8 +142,15 @@ def _is_wide(lines: Rgb) -> bool:
     return bool((lines.max(axis=0) > BLACK).mean() >= 0.25)
 
 
-def _sure(first: int, second: int, side: int) -> tuple[int, int]:
-    """The two bars of a pair, both as wide as the wider; none where they differ, or are too narrow or too wide."""
+def _sure(one: Edge, other: Edge, scale: float, side: int) -> tuple[int, int]:
+    """The two bars of a pair, both as wide as the wider where the end of one is smeared.
+
+    scale    pixels of the shown picture per line
+    returns  none where they differ, or are too narrow or too wide
+    """
+    first, second = round(one[0] * scale), round(other[0] * scale)
     widest = max(first, second)
     sure = abs(first - second) <= UNEQUAL and min(first, second) >= max(2, SMALLEST_SHARE * side)
-    return (widest, widest) if sure and widest <= LARGEST_SHARE * side else (0, 0)
+    if not sure or widest > LARGEST_SHARE * side:
+        return 0, 0
+    return (first, second) if one[1] and other[1] else (widest, widest)

@@ -13,17 +13,19 @@ from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 
 Frames = Callable[[], Iterable[VideoFrame]]
-RGB = VideoFormat("rgb24")
+RGB, RGBA = VideoFormat("rgb24"), VideoFormat("rgba")
 
 
-def with_palette(frames: Frames, size: tuple[int, int], colours: int) -> Iterator[VideoFrame]:
+def with_palette(frames: Frames, size: tuple[int, int], colours: int, alpha: bool = False) -> Iterator[VideoFrame]:
     """Frames in pal8, all with the palette of `colours` that suits them best.
 
-    frames    gives the frames (rgb24, of `size`) anew each time it is called
+    frames    gives the frames (rgb24, or rgba with `alpha`, of `size`) anew each time it is called
+    alpha     one of the colours is transparent: that of pixels of which less than half is seen
     """
-    palette = _palette(frames(), size, colours)
+    palette = _palette(frames(), size, colours, alpha)
     graph = Graph()
-    pictures = graph.add_buffer(width=size[0], height=size[1], format=RGB, time_base=Fraction(1, 100))
+    form = RGBA if alpha else RGB
+    pictures = graph.add_buffer(width=size[0], height=size[1], format=form, time_base=Fraction(1, 100))
     chosen = graph.add_buffer(width=16, height=16, format=palette.format, time_base=Fraction(1, 100))
     use, sink = graph.add("paletteuse", "dither=sierra2_4a:diff_mode=rectangle"), graph.add("buffersink")
     pictures.link_to(use, 0, 0)
@@ -41,10 +43,11 @@ def with_palette(frames: Frames, size: tuple[int, int], colours: int) -> Iterato
     yield from _ready(graph)
 
 
-def _palette(frames: Iterable[VideoFrame], size: tuple[int, int], colours: int) -> VideoFrame:
+def _palette(frames: Iterable[VideoFrame], size: tuple[int, int], colours: int, alpha: bool) -> VideoFrame:
     graph = Graph()
-    pictures = graph.add_buffer(width=size[0], height=size[1], format=RGB, time_base=Fraction(1, 100))
-    make = graph.add("palettegen", f"max_colors={colours}:reserve_transparent=0:stats_mode=full")
+    form = RGBA if alpha else RGB
+    pictures = graph.add_buffer(width=size[0], height=size[1], format=form, time_base=Fraction(1, 100))
+    make = graph.add("palettegen", f"max_colors={colours}:reserve_transparent={int(alpha)}:stats_mode=full")
     sink = graph.add("buffersink")
     pictures.link_to(make)
     make.link_to(sink)

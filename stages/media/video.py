@@ -23,6 +23,7 @@ import numpy as np
 from av.container import InputContainer
 from av.filter import Graph
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -59,6 +60,7 @@ SWSCALE_MATRICES = {
     "fcc": Colorspace.FCC,
     "smpte240m": Colorspace.SMPTE240M,
 }
+VPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read transparency
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 OVER_BLACK = "transparent parts, if any, are laid over black"
 TONE_MAP = "intent=perceptual:out_primaries=bt709:out_transfer=bt709:out_range=pc"
@@ -104,10 +106,14 @@ class VideoInfo(Frozen):
 
 
 class SizeChoice(Frozen):
-    """The size frames are brought to, and the sentence to say where it is not the source's."""
+    """The size of what the model sees, and the sentence to say where it is not the source's.
+
+    padding   pixels of it at right and bottom that are not of the picture
+    """
 
     width: int
     height: int
+    padding: tuple[int, int]
     sentence: str | None
 
 
@@ -140,12 +146,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded frame: its position in the file, its times in seconds, and rgb (height, width, channel) uint8."""
+    """One decoded frame: its position in the file, its times in seconds, and rgb (height, width, channel) uint8.
+
+    alpha    (height, width) uint8 of a file that has transparency, 255 where nothing shines through
+    """
 
     index: int
     pts: float
     duration: float
     rgb: np.ndarray[Any, Any]
+    alpha: np.ndarray[Any, Any] | None = None
 
 
 def probe(path: Path) -> VideoInfo:
@@ -162,9 +172,10 @@ def survey(path: Path) -> Clip:
         discarded = last_duration = 0
         timed = container.format.name not in UNTIMED_FORMATS
         first: VideoFrame | None = None
+        decoder = _decoder(stream)
         for packet in container.demux(stream):
             if first is None:
-                first = next(iter(stream.decode(packet)), None)
+                first = next(iter(decoder.decode(packet)), None)
             if packet.is_discard or _is_hidden(packet, stream):
                 discarded += 1
             elif packet.size:
@@ -234,8 +245,9 @@ def read_pictures(
                 f"{info.coded_width}×{info.coded_height}; take the frames before it with --frames 0:{index}"
             )
         tick = frame.pts if clip.timed and frame.pts is not None else clip.nth(index)
-        rgb = _upright(mapped(frame) if mapped else _to_rgb(frame, info, reformatter, background), info)
-        yield Picture(index, float(tick * clip.time_base), clip.shown_for(tick), rgb)
+        rgb, alpha = (mapped(frame), None) if mapped else _to_rgb(frame, info, reformatter, background)
+        seen = None if alpha is None else _upright(alpha, info)
+        yield Picture(index, float(tick * clip.time_base), clip.shown_for(tick), _upright(rgb, info), seen)
         index += 1
     if index < wanted:
         raise InputError(
@@ -261,11 +273,11 @@ def pictures_at(clip: Clip, indices: Sequence[int]) -> Iterator[Picture]:
         for tick in wanted:
             if at < 0 or tick - at > SEEK_BEYOND / clip.time_base:
                 container.seek(tick, stream=stream, backward=True)
-                frames = container.decode(stream)
+                frames = _frames_of(container, stream)
             for frame in frames:
                 at = frame.pts if frame.pts is not None else tick
                 if at >= tick:
-                    rgb = _upright(_to_rgb(frame, info, reformatter), info)
+                    rgb = _upright(_to_rgb(frame, info, reformatter)[0], info)
                     yield Picture(bisect_right(clip.ticks, at) - 1, float(at * clip.time_base), 0.0, rgb)
                     break
 
@@ -299,22 +311,26 @@ def frames_at(fps: Fraction, info: VideoInfo, times: Sequence[Fraction] | None, 
 def choose_size(info: VideoInfo, multiple: int, requested: str | None = None) -> SizeChoice:
     """Choose the size that frames are brought to: never cropped, and never silently distorted.
 
-    multiple     both sides must be multiples of it
-    requested    "WIDTHxHEIGHT", taken as it is; without it the largest size that is not above the source's and keeps
-                 its aspect ratio within 1 %, or else, of those with half the largest area or more, the nearest to it
-    raises       InputError, naming the nearest sizes that work
+    multiple     both sides of what the model sees must be multiples of it: the picture is padded to them
+    requested    "WIDTHxHEIGHT", taken as it is; the source's own without it
+    raises       InputError where it is no size
     """
-    if requested is not None:
-        width, height = _parse_size(requested, multiple)
-    else:
-        width, height = _default_size((info.width, info.height), multiple)
-    if (width, height) == (info.width, info.height):
-        return SizeChoice(width=width, height=height, sentence=None)
-    error = _aspect_error((width, height), (info.width, info.height))
-    aspect = "same aspect ratio" if error < 5e-4 else f"aspect ratio off by {100 * error:.1f} %"
-    why = "as asked" if requested is not None else f"multiples of {multiple}"
-    sentence = f"frames {info.width}×{info.height} are resized to {width}×{height} ({why}; {aspect})"
-    return SizeChoice(width=width, height=height, sentence=sentence)
+    source = (info.width, info.height)
+    width, height = source if requested is None else _parse_size(requested)
+    right, bottom = -width % multiple, -height % multiple
+    said = []
+    if (width, height) != source:
+        error = abs(width * source[1] / (height * source[0]) - 1)
+        aspect = "same aspect ratio" if error < 5e-4 else f"aspect ratio off by {100 * error:.1f} %"
+        said.append(f"frames {info.width}×{info.height} are resized to {width}×{height} (as asked; {aspect})")
+    if right or bottom:
+        said.append(
+            f"for the model {width}×{height} is padded to {width + right}×{height + bottom} (multiples of {multiple}), "
+            f"and the clip is {width}×{height} again"
+        )
+    return SizeChoice(
+        width=width + right, height=height + bottom, padding=(right, bottom), sentence="; ".join(said) or None
+    )
 
 
 def parse_frames(text: str, count: int) -> tuple[int, int, int]:
@@ -412,6 +428,25 @@ def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
     if stream.codec_context.width * stream.codec_context.height > LARGE_AREA:
         stream.codec_context.thread_count = 2
     return stream
+
+
+def _decoder(stream: VideoStream) -> VideoCodecContext:
+    """What decodes a stream; FFmpeg's own decoders of VP8 and VP9 pass over the transparency beside their packets."""
+    own = stream.codec_context
+    if own.name not in VPX or stream.metadata.get("alpha_mode") != "1":
+        return own
+    try:
+        return VideoCodecContext.create(VPX[own.name], "r")
+    except av.codec.codec.UnknownCodecError as error:
+        raise InputError(
+            f"this FFmpeg cannot read the transparency of {own.name}; convert it to ProRes 4444"
+        ) from error
+
+
+def _frames_of(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """All frames from where the container is."""
+    decoder = _decoder(stream)
+    return (frame for packet in container.demux(stream) for frame in decoder.decode(packet))
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
@@ -518,12 +553,11 @@ def _decoded(clip: Clip) -> Iterator[VideoFrame]:
     with open_video(clip.path) as (container, stream):
         count = 0
         try:
-            for packet in container.demux(stream):
-                for frame in stream.decode(packet):
-                    if frame.is_corrupt:
-                        raise InputError(f"frame {count} of {clip.path} is damaged{_way_out(count)}")
-                    yield frame
-                    count += 1
+            for frame in _frames_of(container, stream):
+                if frame.is_corrupt:
+                    raise InputError(f"frame {count} of {clip.path} is damaged{_way_out(count)}")
+                yield frame
+                count += 1
         except av.error.FFmpegError as error:
             raise InputError(f"frame {count} of {clip.path} cannot be decoded{_way_out(count)}") from error
 
@@ -534,8 +568,11 @@ def _way_out(count: int) -> str:
 
 def _to_rgb(
     frame: VideoFrame, info: VideoInfo, reformatter: VideoReformatter, background: Colour = (0, 0, 0)
-) -> np.ndarray[Any, Any]:
-    """(height, width, channel) uint8 of a frame as stored: matrix and range as in `info`, over `background`."""
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    """(height, width, channel) uint8 of a frame as stored: matrix and range as in `info`, over `background`; its alpha.
+
+    alpha    (height, width) uint8; None where the file has none
+    """
     converted = reformatter.reformat(
         frame,
         format="rgba" if info.has_alpha else "rgb24",
@@ -545,14 +582,15 @@ def _to_rgb(
         interpolation=EXACT,
         threads=1,
     )
-    rgb = converted.to_ndarray()
+    rgb, opacity = converted.to_ndarray(), None
     if info.has_alpha:
+        opacity = rgb[..., 3]
         alpha = rgb[..., 3:].astype(np.uint16)
         under = (255 - alpha) * np.array(background, np.uint16)
         rgb = ((rgb[..., :3] * alpha + under + 127) // 255).astype(np.uint8)
     if info.colour_matrix == "grey" and info.colour_range == "limited":  # swscale takes every grey as full range
         rgb = np.clip(np.rint((rgb.astype(np.float32) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
-    return rgb
+    return rgb, opacity
 
 
 class ToneMapper:
@@ -593,34 +631,13 @@ def _upright(rgb: np.ndarray[Any, Any], info: VideoInfo) -> np.ndarray[Any, Any]
     return np.ascontiguousarray(np.rot90(rgb[::-1] if info.mirrored else rgb, info.rotation // 90))
 
 
-def _aspect_error(size: tuple[int, int], source: tuple[int, int]) -> float:
-    return abs(size[0] * source[1] / (size[1] * source[0]) - 1)
-
-
-def _default_size(source: tuple[int, int], multiple: int) -> tuple[int, int]:
-    widest, highest = (max(side // multiple, 1) * multiple for side in source)
-    sizes: set[tuple[int, int]] = set()
-    for width in range(multiple, widest + 1, multiple):
-        below = width * source[1] // source[0] // multiple * multiple  # it and the next one enclose the aspect ratio
-        sizes.update((width, min(max(height, multiple), highest)) for height in (below, below + multiple))
-    faithful = [size for size in sizes if _aspect_error(size, source) <= 0.01]
-    if faithful:
-        return max(faithful, key=lambda size: (size[0] * size[1], -_aspect_error(size, source)))
-    largest = max(width * height for width, height in sizes)
-    roomy = [size for size in sizes if 2 * size[0] * size[1] >= largest]
-    return min(roomy, key=lambda size: (_aspect_error(size, source), -size[0] * size[1]))
-
-
-def _parse_size(text: str, multiple: int) -> tuple[int, int]:
+def _parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text.strip(), re.ASCII)
     if match is None:
-        raise InputError(f"--size {text!r} is not WIDTHxHEIGHT (for example {64 * multiple}x{64 * multiple})")
+        raise InputError(f"--size {text!r} is not WIDTHxHEIGHT (for example 512x512)")
     width, height = int(match[1]), int(match[2])
     if max(width, height) > LARGEST_SIDE:
         raise InputError(f"--size {text} is above {LARGEST_SIDE} a side; ask for a smaller one")
-    if width < 1 or height < 1 or width % multiple or height % multiple:
-        below = [max(side // multiple, 1) * multiple for side in (width, height)]
-        above = [max(-(-side // multiple), 1) * multiple for side in (width, height)]
-        near = " or ".join(dict.fromkeys((f"{below[0]}x{below[1]}", f"{above[0]}x{above[1]}")))
-        raise InputError(f"--size {text} does not suit the model, whose sizes are multiples of {multiple}; take {near}")
+    if width < 1 or height < 1:
+        raise InputError(f"--size {text} leaves no pixel; ask for 1x1 at least")
     return width, height

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flows.config import EditConfig, RuntimeConfig
+from flows.plan import Plan
 from flows.run import run_edit
 from flows.tasks import Session
 from flows.videos import choose_preparation, preparations
@@ -323,3 +324,17 @@ def test_two_served_runs_of_one_video_at_once_compute_it_once_and_the_waiting_on
         wait_for(waited, "no run says that it waits")
     computed = [stage["key"] for run in Store(store).runs() for stage in run["stages"] if not stage["hit"]]
     assert len(computed) == len(set(computed)) == 4 + 2 * 2
+
+
+def test_a_form_thins_frames_out_as_the_command_line_does(clip: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    from flows.deployed import cached_plan
+    from flows.forms import CachedEdit, PrepareConfig
+
+    asked = PrepareConfig.model_validate({"video": clip, "model": str(tiny_folder), **SMALL, "fps": 16})
+    config = EditConfig(prompts=("a red ball",), **asked.model_dump())
+    plan = make_plan(clip, tiny_folder, tmp_path / "store", fps=16)
+    assert plan.decode.spec.fps == "16" and len(plan.taken) == 5
+    assert Plan(config, CPU, plan.store).decode.key == plan.decode.key
+    run_edit(plan, tmp_path / "out.mp4", "direct")
+    again = cached_plan(CachedEdit(video=plan.match.key.hex[:8], prompts=("a blue ball",)), plan.store.place, CPU)
+    assert again.to_compute() == [node for pair in again.edits for node in pair]

@@ -137,6 +137,29 @@ def test_what_is_between_bars_is_decoded_as_if_there_were_none(tmp_path: Path) -
     assert np.array_equal(decoded(clip, Spec(width=96, height=64, bars=bars))["rgb"], LIT)
 
 
+def test_padding_repeats_the_last_pixels_and_leaves_the_picture_alone(tmp_path: Path) -> None:
+    lossless: dict[str, Any] = {"codec": "ffv1", "pixel_format": "bgr0"}
+    clip = write_clip(tmp_path / "clip.mkv", width=61, height=59, frames=3, **lossless)
+    bare = decoded(clip, Spec(width=61, height=59))["rgb"]
+    rgb = decoded(clip, Spec(width=64, height=64, padding=(3, 5)))["rgb"]
+    assert rgb.shape == (3, 64, 64, 3)
+    assert np.array_equal(rgb[:, :59, :61], bare)
+    assert np.array_equal(rgb[:, :59, 61:], np.repeat(bare[:, :, -1:], 3, axis=2))
+    assert np.array_equal(rgb[:, 59:, :61], np.repeat(bare[:, -1:], 5, axis=1))
+
+
+@pytest.mark.parametrize("bars", [(11, 0, 12, 0), (0, 10, 0, 9)])
+def test_unequal_bars_with_sharp_edges_are_each_as_wide_as_they_are(
+    tmp_path: Path, bars: tuple[int, int, int, int]
+) -> None:
+    pictures = barred(bars)
+    size = {"height": pictures[0].shape[0], "width": pictures[0].shape[1]}
+    clip = survey(write_clip(tmp_path / "c.mkv", pictures=pictures, codec="ffv1", pixel_format="bgr0", **size))
+    found = find_bars(clip)
+    assert found is not None and (found.top, found.right, found.bottom, found.left) == bars
+    assert found.around(*found.inside) == bars, "the clip has the source's own size, odd or not"
+
+
 def test_bars_come_back_as_wide_as_they_were() -> None:
     bars = Bars(top=10, bottom=10, left=8, right=8, width=112, height=84)
     assert bars.around(96, 64) == (10, 8, 10, 8)

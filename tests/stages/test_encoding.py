@@ -14,7 +14,8 @@ from PIL import Image
 
 from stages.media.encoding import QUALITY, Encoding, choose_format
 from stages.media.export import check_output, write_video
-from stages.media.video import read_pictures, survey
+from stages.media.transparency import with_alpha
+from stages.media.video import pictures_at, read_pictures, survey
 from store.errors import InputError
 from tests.stages.clips import number_of, numbered, write_clip
 from tests.stages.test_export import even, frames
@@ -297,3 +298,74 @@ def test_an_odd_size_is_refused_where_it_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot hold the odd size 101×67; take yuv444p, or an even --size"):
         choose_format(tmp_path / "a.mp4", asked, (101, 67))
     assert choose_format(tmp_path / "a.mp4", Encoding(), (101, 67)).pixel_format == "yuv444p"
+
+
+# Transparency
+
+SEEN = np.zeros((64, 96), np.uint8)
+SEEN[:, :32], SEEN[:, 32:64] = 255, 128
+
+
+def transparent(file: Path) -> np.ndarray[Any, Any]:
+    """rgba (frame, height, width, 4) of what was written, by decoders that are none of ours."""
+    if file.is_dir():
+        return np.stack([np.asarray(Image.open(each)) for each in sorted(file.iterdir())])
+    if file.suffix in (".gif", ".webp"):
+        with Image.open(file) as picture:
+            return np.stack(
+                [np.asarray(picture.convert("RGBA")) for n in range(picture.n_frames) for _ in [picture.seek(n)]]
+            )
+    with av.open(file) as container:
+        stream = container.streams.video[0]
+        decoder = stream.codec_context
+        if stream.codec_context.name == "vp9":
+            assert stream.metadata.get("alpha_mode") == "1", "players look for alpha where this says so"
+            decoder = av.CodecContext.create("libvpx-vp9", "r")
+        shown = [frame for packet in container.demux(stream) if packet.size for frame in decoder.decode(packet)]
+        shown += decoder.decode(None)
+        return np.stack([frame.to_ndarray(format="rgba") for frame in shown])
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [("a.mov", "yuva444p10le"), ("a.mkv", "yuva420p"), ("a.webm", "yuva420p"), ("a.webp", "bgra"), ("a.gif", "pal8"),
+     ("a", "rgba")],
+)  # fmt: skip
+def test_transparency_is_kept_by_what_can_hold_it(tmp_path: Path, name: str, stored: str) -> None:
+    rgba = np.concatenate([frames(5), np.broadcast_to(SEEN[None, ..., None], (5, 64, 96, 1))], axis=-1)
+    written = write_video(tmp_path / name, [rgba[:2], rgba[2:]], **even(5, 25), encoding=Encoding(keep_alpha=True))
+    shown = transparent(tmp_path / name)
+    assert written.pixel_format == stored and not written.notes and shown.shape == (5, 64, 96, 4)
+    alpha = np.where(SEEN >= 128, 255, 0) if name == "a.gif" else SEEN
+    assert np.abs(shown[..., 3].astype(int) - alpha)[:, 2:-2].mean() < 1
+    assert np.abs(shown[:, :48, 4:28, :3].astype(int) - rgba[:, :48, 4:28, :3]).mean() < 8, "in true colours"
+    if not name.endswith((".webp", "a")):
+        clip = survey(tmp_path / name)
+        read = [picture.alpha for picture in read_pictures(clip) if picture.alpha is not None]
+        assert clip.info.has_alpha and np.abs(np.stack(read).astype(int) - shown[..., 3]).mean() < 1, "and we read it"
+        sought = next(pictures_at(clip, [3])).rgb
+        assert np.array_equal(sought, [*read_pictures(clip)][3].rgb)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "fault"),
+    [
+        ("a.mp4", Encoding(keep_alpha=True), "a .mp4 file holds no transparency"),
+        ("a.mov", Encoding(keep_alpha=True, codec="hevc"), "--codec hevc holds no transparency"),
+        ("a.mov", Encoding(keep_alpha=True, pixel_format="yuv444p10le"), "with transparency; have yuva444p10le"),
+    ],
+)
+def test_what_holds_no_transparency_is_refused_it(tmp_path: Path, name: str, encoding: Encoding, fault: str) -> None:
+    with pytest.raises(InputError, match=fault):
+        check_output(tmp_path / name, encoding=encoding)
+
+
+def test_colours_come_back_over_the_background_they_were_edited_over() -> None:
+    """Without a rim of it: what is half seen is not half black."""
+    edited = np.array([[[100, 60, 20], [50, 130, 140], [20, 160, 240]]], np.uint8)
+    alpha, background = np.array([[255, 128, 0]], np.uint8), (20, 160, 240)
+    rgba = with_alpha(edited, alpha, background)
+    assert rgba[0, 0].tolist() == [100, 60, 20, 255] and rgba[0, 2].tolist() == [20, 160, 240, 0]
+    assert rgba[0, 1, :3] == pytest.approx([80, 100, 41], abs=1)
+    share = rgba[..., 3:] / 255
+    assert rgba[..., :3] * share + np.array(background) * (1 - share) == pytest.approx(edited, abs=1)
