@@ -72,7 +72,8 @@ def mask_recipe(plan: Masked, latent_pixel: int) -> tuple[str, MaskSpec, dict[st
     if config.mask_from is not None:
         words = config.mask_words
         found = find_masks.Spec(prompt=config.source_prompt or words, words=words, feather=feather, **size)
-        return "find_masks", found, {"latents": plan.invert.key.hex, "model": plan.model.key}
+        inputs = {"frames": decode.key.hex, "latents": plan.invert.key.hex, "model": plan.model.key}
+        return "find_masks", found, inputs
     return None
 
 

@@ -369,7 +369,7 @@ class Plan:
         frames, steps = self.frames, len(self.timesteps)
         if node.stage == "find_masks":
             trained = self.layout.schedule.num_train_timesteps
-            return frames * len(find_masks.steps_read(self.timesteps, trained))
+            return frames * sum(len(steps) for steps in find_masks.steps_read(self.timesteps, trained))
         if node.stage == "decode_frames":
             return -(-frames // decode_frames.frames_per_block(node.spec)) + 2
         if node.stage == "invert_frames":
@@ -437,7 +437,9 @@ class Plan:
             return [self.extract] if self.keeps_tokens else [self.invert, self.extract]
         if node.stage in ("read_masks", "segment_masks"):
             return [self.decode]
-        if node.stage in ("find_masks", "invert_ddpm"):
+        if node.stage == "find_masks":
+            return [self.decode, self.invert]
+        if node.stage == "invert_ddpm":
             return [self.invert]
         source += [*(node for node in (self.noise, self.mask) if node), *self.regions.nodes]
         if node.stage == "edit_keyframes":

@@ -139,9 +139,9 @@ def _mask(session: Session, node: Node, place: Path | None, frames: Step, latent
         masks = read_masks.run(node.spec, part, frames=count, mask=place, aspect=aspect)
         return counted(plan.regions.named(node, masks), session.progress)
 
-    def find(part: range, latents: Artifact) -> Blocks:
+    def find(part: range, frames: Artifact, latents: Artifact) -> Blocks:
         masks = find_masks.run(
-            node.spec, part, latents=latents, timesteps=plan.timesteps,
+            node.spec, part, frames=frames, latents=latents, timesteps=plan.timesteps,
             trained=plan.layout.schedule.num_train_timesteps, backbone=session.backbone,
         )  # fmt: skip
         return plan.regions.named(node, masks)
@@ -155,7 +155,7 @@ def _mask(session: Session, node: Node, place: Path | None, frames: Step, latent
         return session.stage(node, segment, frames=frames)
     if node.stage == "read_masks":
         return session.stage(node, read, frames=frames)
-    return session.stage(node, find, prompts=(node.spec.prompt,), latents=latents)
+    return session.stage(node, find, prompts=(node.spec.prompt,), frames=frames, latents=latents)
 
 
 def _noise(session: Session, latents: Step) -> Step | None:

@@ -1,18 +1,21 @@
 """Masks from a word: where the source's pixels attend to it is what it names.
 
 Source: Hertz et al., Prompt-to-Prompt, arXiv 2208.01626, section 3 and figure 4: the cross-attention of a word,
-averaged over the decoder's layers of middling resolution and over timesteps, outlines what the word says.
+averaged over the decoder's layers of middling resolution and over timesteps, outlines what the word says. Nguyen et
+al., Dataset Diffusion, arXiv 2309.14303, section 3.3: self-attention times cross-attention is the object itself, since
+parts of one thing attend to each other. He et al., Guided Image Filtering: the border is that of the frame's colours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -20,21 +23,28 @@ from store.errors import InputError
 from store.schemas import Arrays, Block, Blocks, Frozen, Schema
 
 from .backbones import Backbone
-from .diffusion.attention import AttendedWords, cross_attention_layers
+from .diffusion.attention import AttendedWords, AveragedByAttention, cross_attention_layers
 from .diffusion.chunks import blocks_of
 from .diffusion.patching import patched
 from .editing.masking import mask_schema, softened
 
-VERSION = 1
-NOISE_LEVELS = (0.2, 0.6)  # of the trained timesteps: noisier, the picture is not there yet; cleaner, no word matters
-MOST_TIMESTEPS = 5
+VERSION = 2
+WORD_LEVELS = (0.2, 0.6)  # of the trained timesteps: noisier, the picture is not there yet; cleaner, no word matters
+LIKENESS_LEVELS = (0.02, 0.2)  # little noise: what is alike is seen best
+MOST_WORD_TIMESTEPS, MOST_LIKENESS_TIMESTEPS = 5, 2
 MOST_TOKENS = 32 * 32  # of a frame, in the layers that are read: finer ones see texture
+GUIDE = 4  # pixels of the guiding picture to a token's side, and radius of the filter: a token and its neighbours
+FLAT = 1e-3  # variance of colours (0 to 1) below which the guiding picture has no border
+
+Reader = Callable[[str, slice], Any]
+"""layer, frames of the block → the processor that reads it."""
 
 
 class Spec(Frozen):
     """The words, the prompt they stand in, where the mask begins, the frames' size, and how wide the soft edge is.
 
-    threshold   share of the largest attention in the clip; none: where Otsu's method parts object and ground
+    threshold   share of the way from the least attention in the clip to the largest; none: where Otsu's method parts
+                object and ground
     """
 
     prompt: str
@@ -50,21 +60,29 @@ def outputs(spec: Spec, *, frames: Schema) -> Schema:
     return mask_schema(frames, spec.height, spec.width)
 
 
-def steps_read(timesteps: Sequence[int], trained: int) -> list[int]:
-    """Positions of the timesteps at which attention is read: at most five, evenly spread over the middling noise."""
-    low, high = (share * trained for share in NOISE_LEVELS)
-    middling = [step for step, timestep in enumerate(timesteps) if low <= timestep <= high]
-    chosen = middling or [len(timesteps) // 2]
-    count = min(MOST_TIMESTEPS, len(chosen))
-    return [chosen[(2 * place + 1) * len(chosen) // (2 * count)] for place in range(count)]
+def steps_read(timesteps: Sequence[int], trained: int) -> tuple[list[int], list[int]]:
+    """Positions of the timesteps at which attention to words, and among pixels, is read: evenly spread, few."""
+
+    def within(levels: tuple[float, float], most: int, otherwise: int) -> list[int]:
+        low, high = (share * trained for share in levels)
+        chosen = [step for step, timestep in enumerate(timesteps) if low <= timestep <= high] or [otherwise]
+        count = min(most, len(chosen))
+        return [chosen[(2 * place + 1) * len(chosen) // (2 * count)] for place in range(count)]
+
+    return (
+        within(WORD_LEVELS, MOST_WORD_TIMESTEPS, len(timesteps) // 2),
+        within(LIKENESS_LEVELS, MOST_LIKENESS_TIMESTEPS, len(timesteps) - 1),
+    )
 
 
 @torch.inference_mode()
 def run(
-    spec: Spec, part: range, *, latents: Arrays, timesteps: tuple[int, ...], trained: int, backbone: Backbone
+    spec: Spec, part: range, *, frames: Arrays, latents: Arrays, timesteps: tuple[int, ...], trained: int,
+    backbone: Backbone,
 ) -> Blocks:  # fmt: skip
     """Read the source's attention to the words, and part the frames by it.
 
+    frames    rgb (frame, height, width, 3) uint8
     latents   latents (timestep, frame, channel, height, width)
     trained   timesteps that the model was trained on
     yields    mask (frame, height, width) uint8
@@ -77,39 +95,72 @@ def run(
             f"--mask-from: the source prompt {spec.prompt!r} does not hold {spec.words!r}; name a word of it, or say "
             "with --source-prompt what the video shows"
         )
-    text = backbone.encode_text([spec.prompt])
-    steps, blocks = steps_read(timesteps, trained), blocks_of(latents["latents"].shape[1])
-    heat = np.concatenate([_heat(latents, frames, steps, timesteps, places, text, backbone) for frames in blocks])
-    grey = np.clip(255 * heat / heat.max(), 0, 255).astype(np.uint8)
+    source = _Source(latents, timesteps, backbone.encode_text([spec.prompt]), backbone)
+    of_words, of_likes = steps_read(timesteps, trained)
+    blocks = blocks_of(latents["latents"].shape[1])
+    attended = _clip([source.attended(block, of_words, places) for block in blocks])
+    heat = _clip([source.averaged(block, of_likes, attended[block.start : block.stop]) for block in blocks])
+    grey = (255 * heat).astype(np.uint8)
     begins = 255 * spec.threshold if spec.threshold else cv2.threshold(grey.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)[0]
-    for frames in blocks:
-        yield Block("mask", (frames.start, 0, 0), np.stack([_mask(spec, grey[frame], begins) for frame in frames]))
+    for block in blocks:
+        pictures = frames["rgb"][block.start : block.stop]
+        guided = (guided_by(picture, heat[frame]) for picture, frame in zip(pictures, block, strict=True))
+        masks = [np.where(255 * fine > begins, 255, 0).astype(np.uint8) for fine in guided]
+        yield Block("mask", (block.start, 0, 0), np.stack([softened(mask, spec.feather) for mask in masks]))
 
 
-def _heat(
-    latents: Arrays, frames: range, steps: Sequence[int], timesteps: tuple[int, ...], places: list[int], text: Tensor,
-    backbone: Backbone,
-) -> np.ndarray[Any, Any]:  # fmt: skip
-    """Attention to the words (frame, height, width) float32, averaged over steps and layers, in latent pixels."""
-    height, width = latents["latents"].shape[-2:]
-    unet, layers = backbone.unet, _layers(backbone, (height, width))
-    total: Tensor | None = None
-    for step in steps:
-        noisy = backbone.to_device(latents["latents"][step, frames.start : frames.stop])
-        pieces: list[Tensor] = []
+def _clip(blocks: Sequence[Tensor]) -> NDArray[np.float32]:
+    """Maps (frame, height, width) of a clip's blocks, its least value 0 and its largest 1."""
+    whole: NDArray[np.float32] = torch.cat(list(blocks)).cpu().numpy()
+    return (whole - whole.min()) / max(float(np.ptp(whole)), np.finfo(np.float32).tiny)
 
-        def do(some: slice, step: int = step, noisy: Tensor = noisy, pieces: list[Tensor] = pieces) -> None:
-            readers = {name: AttendedWords(unet.get_submodule(name).processor, places) for name in layers}
-            with patched(unet, readers):
-                backbone.predict_noise(noisy[some], timesteps[step], text.expand(len(noisy[some]), -1, -1))
-            maps = [_as_picture(readers[name].taken(), grid, (height, width)) for name, grid in layers.items()]
-            pieces.append(torch.stack(maps).mean(0))
 
-        backbone.each_pass(len(noisy), do)
-        own = torch.cat(pieces)
-        total = own if total is None else total + own
-    assert total is not None, "there is always one step to read"
-    return (total / len(steps)).cpu().numpy()
+class _Source:
+    """The source's attention at some timesteps, in maps (frame, height, width) float32 of the finest grid read."""
+
+    def __init__(self, latents: Arrays, timesteps: Sequence[int], text: Tensor, backbone: Backbone) -> None:
+        self.latents, self.timesteps, self.text, self.backbone = latents["latents"], timesteps, text, backbone
+        self.layers = _layers(backbone, self.latents.shape[-2:])
+        self.grid = max(self.layers.values())
+
+    def attended(self, block: range, steps: Sequence[int], places: list[int]) -> Tensor:
+        """Attention to the words at `places`, averaged over steps and layers."""
+        return self._read(block, steps, self.layers, lambda layer, _: AttendedWords(self._processor(layer), places))
+
+    def averaged(self, block: range, steps: Sequence[int], maps: NDArray[np.float32]) -> Tensor:
+        """Maps averaged over what each pixel attends to, as self-attention beside the finest of the layers has it."""
+        values = torch.from_numpy(maps).flatten(1).to(self.text.device)
+        finest = {
+            f"{layer.removesuffix('attn2')}attn1": grid for layer, grid in self.layers.items() if grid == self.grid
+        }
+        return self._read(
+            block, steps, finest, lambda layer, some: AveragedByAttention(self._processor(layer), values[some])
+        )
+
+    def _processor(self, layer: str) -> Any:
+        return self.backbone.unet.get_submodule(layer).processor
+
+    def _read(
+        self, block: range, steps: Sequence[int], layers: Mapping[str, tuple[int, int]], reader: Reader
+    ) -> Tensor:
+        """What the readers of `layers` took, averaged over them and over steps."""
+        unet, total = self.backbone.unet, torch.zeros(())
+        for step in steps:
+            noisy = self.backbone.to_device(self.latents[step, block.start : block.stop])
+            pieces: list[Tensor] = []
+
+            def do(some: slice, step: int = step, noisy: Tensor = noisy, pieces: list[Tensor] = pieces) -> None:
+                readers = {layer: reader(layer, some) for layer in layers}
+                with patched(unet, readers):
+                    text = self.text.expand(len(noisy[some]), -1, -1)
+                    self.backbone.predict_noise(noisy[some], self.timesteps[step], text)
+                maps = [_as_picture(readers[layer].taken(), grid, self.grid) for layer, grid in layers.items()]
+                pieces.append(torch.stack(maps).mean(0))
+
+            self.backbone.each_pass(len(noisy), do)
+            own = torch.cat(pieces)
+            total = total.to(own.device) + own
+        return total / len(steps)
 
 
 def _layers(backbone: Backbone, size: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
@@ -121,11 +172,32 @@ def _layers(backbone: Backbone, size: tuple[int, int]) -> Mapping[str, tuple[int
     return {name: grid for name, grid in fitting.items() if 5 * grid[0] * grid[1] >= largest}
 
 
-def _as_picture(attended: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Attention (frame, token) float32 of one layer as pictures (frame, height, width)."""
-    return F.interpolate(attended.unflatten(1, grid)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+def _as_picture(read: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """What was read of one layer (frame, token) float32 as pictures (frame, height, width)."""
+    return F.interpolate(read.unflatten(1, grid)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _mask(spec: Spec, grey: np.ndarray[Any, Any], begins: float) -> np.ndarray[Any, Any]:
-    large = cv2.resize(grey, (spec.width, spec.height), interpolation=cv2.INTER_LINEAR)
-    return softened(np.where(large > begins, 255, 0).astype(np.uint8), spec.feather)
+def guided_by(picture: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A coarse map (row, column) at the size of `picture` (height, width, 3), its borders where the picture has them.
+
+    Around each pixel the map is a linear function of the colour, fitted on a smaller picture: He and Sun, Fast Guided
+    Filter, arXiv 1505.00996, with equations 14 to 16 of Guided Image Filtering (TPAMI 2013) for colours.
+    """
+    height, width = picture.shape[:2]
+    size = (GUIDE * values.shape[1], GUIDE * values.shape[0])
+    colour = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    coarse = cv2.resize(values, size, interpolation=cv2.INTER_LINEAR)
+    around, mean = _mean(colour), _mean(coarse)
+    products = np.stack([_mean(colour * colour[..., [channel]]) for channel in range(3)], axis=-1)
+    variance = products - around[..., None] * around[..., None, :] + FLAT * np.eye(3, dtype=np.float32)
+    covariance = _mean(colour * coarse[..., None]) - around * mean[..., None]
+    slope = np.linalg.solve(variance, covariance[..., None])[..., 0]
+    offset = mean - (slope * around).sum(-1)
+    slopes, offsets = (cv2.resize(_mean(part), (width, height)) for part in (slope, offset))
+    fitted: NDArray[np.float32] = (slopes * (picture.astype(np.float32) / 255)).sum(-1) + offsets
+    return fitted
+
+
+def _mean(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of the pixels around each one."""
+    return cv2.blur(values, (2 * GUIDE + 1, 2 * GUIDE + 1), borderType=cv2.BORDER_REFLECT)

@@ -142,6 +142,31 @@ class AttendedWords:
 
 
 @dataclass
+class AveragedByAttention:
+    """Runs self-attention as the model would, and averages `values` as it does: each token has that of its likes.
+
+    values   (frame, token) float32
+    """
+
+    inner: Any  # the processor that the model had
+    values: Tensor = field(repr=False)
+    averaged: Tensor | None = field(default=None, repr=False)
+
+    def __call__(self, attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        query, key = (
+            states.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for states in spread(attention, hidden_states)
+        )
+        value = self.values.to(query.dtype)[:, None, :, None].expand_as(query).contiguous()
+        self.averaged = F.scaled_dot_product_attention(query, key, value)[..., 0].float().mean(1)
+        return self.inner(attention, hidden_states, *args, **kwargs)
+
+    def taken(self) -> Tensor:
+        """The averages (frame, token) float32 over all heads in the pass that was run."""
+        assert self.averaged is not None, "this layer was not executed"
+        return self.averaged
+
+
+@dataclass
 class ExtendedAttention:
     """Joint self-attention of keyframes; keeps its output (after projection, before the residual) as T_base.
 

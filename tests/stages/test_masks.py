@@ -209,7 +209,13 @@ def test_the_object_is_found_by_its_name(name: str, prompt: str, word: str) -> N
     known = prepare(load(str(folder), Runtime()), folder, rgb, prompt=prompt, steps=10)
     spec = find_masks.Spec(prompt=prompt, words=word, width=64, height=64, feather=0)
     blocks = find_masks.run(
-        spec, range(1), latents=known.latents, timesteps=known.timesteps, trained=1000, backbone=known.backbone
+        spec,
+        range(1),
+        frames={"rgb": rgb},
+        latents=known.latents,
+        timesteps=known.timesteps,
+        trained=1000,
+        backbone=known.backbone,
     )
     found = np.concatenate([block.values for block in blocks]) > 127
     scenes = read_truth(clip)
@@ -222,7 +228,13 @@ def test_the_object_is_found_by_its_name(name: str, prompt: str, word: str) -> N
 def test_a_word_that_the_prompt_does_not_hold_is_one_sentence(prepared: Prepared) -> None:
     spec = find_masks.Spec(prompt="a source", words="dog", width=40, height=32)
     blocks = find_masks.run(
-        spec, range(1), latents=prepared.latents, timesteps=prepared.timesteps, trained=1000, backbone=prepared.backbone
+        spec,
+        range(1),
+        frames={"rgb": prepared.rgb},
+        latents=prepared.latents,
+        timesteps=prepared.timesteps,
+        trained=1000,
+        backbone=prepared.backbone,
     )
     with pytest.raises(InputError, match=r"'a source' does not hold 'dog'.*--source-prompt"):
         next(blocks)
@@ -235,7 +247,13 @@ def test_frames_per_pass_finds_no_other_mask(prepared: Prepared) -> None:
             [
                 block.values
                 for block in find_masks.run(
-                    spec, range(1), latents=each.latents, timesteps=each.timesteps, trained=1000, backbone=each.backbone
+                    spec,
+                    range(1),
+                    frames={"rgb": each.rgb},
+                    latents=each.latents,
+                    timesteps=each.timesteps,
+                    trained=1000,
+                    backbone=each.backbone,
                 )
             ]
         )
