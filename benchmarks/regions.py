@@ -4,7 +4,7 @@
     python -m benchmarks.regions --store DIR --objects 2 -o benchmarks/results/regions-two.json --sheet PICTURE.png
 
 Colour, ground: shares of frames in which the judge reads the object's colour and the ground as asked. Of two objects
-colour is of both, each read with the other one hidden under the true ground: the judge knows one object a picture.
+both are read, each with the other one hidden under the true ground: the judge knows one object a picture.
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ def two_edited(
     for editor in EDITORS:
         for way, options in asked.items():
             shown, given, backbone = edited(store, folder / "clip.mp4", source, {"editor": editor, **options}, backbone)
-            read = list[float]()
+            read: dict[str, list[float]] = {"colour": [], "ground": []}
             for colour, other in zip(colours, wider[::-1], strict=True):
-                names = verdict_of(np.where(other[..., None], bare, shown)).names("colour")
-                read.append(float(np.mean([name == colour for name in names])))
-            grounds = verdict_of(shown).names("ground")
-            shares = {"colour": float(np.mean(read)), "ground": float(np.mean([name == ground for name in grounds]))}
+                verdict = verdict_of(np.where(other[..., None], bare, shown))
+                for kind, wanted in (("colour", colour), ("ground", ground)):
+                    read[kind].append(float(np.mean([name == wanted for name in verdict.names(kind)])))
+            shares = {kind: float(np.mean(each)) for kind, each in read.items()}
             yield editor, way, shown, given, shares, backbone
 
 

@@ -49,12 +49,12 @@ class ConsistencyRecipe:
     seed: int = 0
     size: int = 64
     images: int = 4096
-    steps: int = 500
+    steps: int = 250
     batch: int = 8
     rate: float = 5e-4
     guidance: tuple[float, float] = (2.0, 7.0)
     rank: int | None = None
-    save_every: int = 100
+    save_every: int = 50
 
 
 TINY = ConsistencyRecipe(size=32, images=16, steps=16, batch=2, save_every=8)
