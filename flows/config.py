@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from stages.diffusion.choices import MOST_REGIONS, Blend, Placement, Solver
+from stages.diffusion.choices import MOST_REGIONS, Blend, Placement, Solver, Spacing
 from stages.media.encoding import QUALITY, Codec, Encoding
 from store.errors import InputError
 from store.guard import CONTROLS
@@ -139,6 +139,10 @@ class EditConfig(Frozen):
     solver: Solver = Field(
         "ddim", title="Solver", description="ddim, or dpmpp_2m of second order, for fewer steps; of inversion and edit"
     )
+    timestep_spacing: Spacing | None = Field(
+        None, title="Timestep spacing", description="leading, trailing, linspace, or lcm for a LoRA of latent "
+        "consistency; as the model's own file has it without it",
+    )  # fmt: skip
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)
     editor: str = Field("pnp", title="Editor", description="the editing base", json_schema_extra=editor_names)
     editor_settings: dict[str, JsonValue] = Field({}, title="Editor settings", description="its own settings by name")

@@ -15,7 +15,8 @@ from .presets import Preset
 
 PREPARING = (
     "video", "model", "loras", "embeddings", "prompt_weighting", "source_prompt", "frames", "fps", "size", "letterbox",
-    "background_colour", "vae_tiling", "steps", "inversion_steps", "inversion_evaluations", "solver", "seed",
+    "background_colour", "vae_tiling", "steps", "inversion_steps", "inversion_evaluations", "solver",
+    "timestep_spacing", "seed",
     "keyframe_interval", "keyframe_offsets", "blend", "cuts", "keyframe_placement",
 )  # fmt: skip
 

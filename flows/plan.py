@@ -134,7 +134,9 @@ class Plan:
                 f"{size.width * size.height / native**2:.1f} times that area: slower, and the edit may suffer; "
                 "choose a smaller --size"
             )
-        self.layout: ModelLayout = layout_of(self.model, size.width, size.height, store)
+        traced = layout_of(self.model, size.width, size.height, store)
+        spaced = traced.schedule.spaced(config.timestep_spacing)
+        self.layout: ModelLayout = traced.model_copy(update={"schedule": spaced})
         self.timesteps = timesteps(self.layout.schedule, config.steps)
         self._check_steps()
         self._check_guidance()
@@ -174,6 +176,7 @@ class Plan:
                 evaluations=config.inversion_evaluations,
                 solver=config.solver,
                 tiled=self._is_tiled(),
+                timestep_spacing=config.timestep_spacing,
             ),
             {"frames": self.decode.key.hex, "model": self.model.key},
         )

@@ -149,8 +149,8 @@ def _preparation(store: Store, field: Summary, tokens: Summary, latents: Summary
         "background_colour": "#{:02x}{:02x}{:02x}".format(*decode.background),
         "vae_tiling": "on" if invert.tiled else "off", "steps": invert.num_steps,
         "inversion_steps": invert.num_inversion_steps, "inversion_evaluations": invert.evaluations,
-        "solver": invert.solver, "seed": match.seed, "keyframe_interval": match.keyframe_interval,
-        "keyframe_offsets": match.keyframe_offsets, "blend": match.blend,
+        "solver": invert.solver, "timestep_spacing": invert.timestep_spacing, "seed": match.seed,
+        "keyframe_interval": match.keyframe_interval, "keyframe_offsets": match.keyframe_offsets, "blend": match.blend,
         "cuts": _written_cuts(match.cuts, decode, video.info),
         "keyframe_placement": "adaptive" if match.interval_starts else "interval",
     }  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import torch
+from torch import Tensor
 
 from pocket.truth import write_truth
 from pocket.world import Scene, caption, render, sample_clip
@@ -42,18 +43,22 @@ def write_clip(clip: Clip, folder: Path, *, frames: int = 24, size: int = 64, ra
 
 
 def write_video(file: Path, scenes: Scene, *, size: int = 64, rate: int = 12) -> None:
-    """Render one scene per frame into `file`, and keep their truth beside it (`pocket.truth`).
+    """Render one scene per frame into `file`, and keep their truth beside it (`pocket.truth`)."""
+    write_pictures(file, render(scenes, size).rgb, rate=rate)
+    write_truth(file, scenes)
+
+
+def write_pictures(file: Path, rgb: Tensor, *, rate: int = 12) -> None:
+    """Write rgb (frame, height, width, 3) in [0, 1] into `file`.
 
     H.264 in 4:4:4 at CRF 12: chroma subsampling would blur a 64-pixel world by more than the autoencoder does.
     """
-    rgb = (render(scenes, size).rgb * 255).round().byte().numpy()
     with av.open(str(file), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "preset": "slow", "threads": "1"})
-        stream.width, stream.height, stream.pix_fmt = size, size, "yuv444p"
-        for picture in rgb:
+        stream.width, stream.height, stream.pix_fmt = rgb.shape[2], rgb.shape[1], "yuv444p"
+        for picture in (rgb * 255).round().byte().numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    write_truth(file, scenes)
 
 
 def main(arguments: list[str] | None = None) -> None:

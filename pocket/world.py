@@ -25,6 +25,7 @@ __all__ = [
     "displacement",
     "flow",
     "render",
+    "render_two",
     "sample_clip",
     "sample_scenes",
 ]
@@ -493,3 +494,15 @@ def render(scene: Scene, size: int) -> Frames:
     paint = _object_colour(scene, u, distance, width_object)
     rgb = (rgb + coverage[..., None] * (paint - rgb)).clamp(0, 1)
     return Frames(rgb=rgb, mask=distance < 0, coverage=coverage)
+
+
+def render_two(first: Scene, second: Scene, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Paint the objects of two clips on the ground of `first`, that of `second` in front.
+
+    returns   rgb (scene, size, size, 3) float32 in [0, 1]; where each object is seen (scene, size, size) bool
+    """
+    ground = {name: getattr(first, name) for name in ("ground", "seed", "offset", "zoom")}
+    behind, front = render(first, size), render(replace(second, **ground), size)
+    bare = render(replace(first, centre=torch.full_like(first.centre, 9.0)), size).rgb
+    rgb = front.rgb + (1 - front.coverage[..., None]) * (behind.rgb - bare)
+    return rgb.clamp(0, 1), behind.mask & ~front.mask, front.mask

@@ -25,6 +25,7 @@ VERSION = 1
 Detector = Literal["canny", "softedge", "depth", "openpose", "given"]
 ANNOTATORS = {"softedge": "HEDdetector", "depth": "MidasDetector", "openpose": "OpenposeDetector"}
 """Classes of controlnet_aux by detector."""
+LEAST_SIDE = 33  # pixels: that library rounds sides to multiples of 64, smaller ones to none at all
 
 Picture = NDArray[np.uint8]
 """rgb (height, width, channel)."""
@@ -107,9 +108,8 @@ def _looking(spec: Spec, annotator: str | None) -> Callable[[Picture], Picture]:
 
     def look(picture: Picture) -> Picture:
         height, width = picture.shape[:2]
-        seen = np.asarray(
-            detector(picture, detect_resolution=min(height, width), image_resolution=min(height, width))
-        )  # rounded to multiples of 64 by that library
+        side = max(LEAST_SIDE, min(height, width))
+        seen = np.asarray(detector(picture, detect_resolution=side, image_resolution=side))
         return cv2.resize(seen, (width, height), interpolation=cv2.INTER_LINEAR)
 
     return look

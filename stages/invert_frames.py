@@ -21,7 +21,7 @@ from .backbones import Backbone
 from .backbones.layout import ModelLayout
 from .diffusion import ddim
 from .diffusion.checks import finite
-from .diffusion.choices import Solver
+from .diffusion.choices import Solver, Spacing
 from .diffusion.solvers import Inverting, Sampling
 from .measures.frames import psnr
 
@@ -36,9 +36,10 @@ class Spec(Frozen):
     evaluations   of the model per step: the first is plain DDIM's, each further one refines it as a fixed point
     solver        ddim, or one of second order, see `diffusion.solvers`
     tiled         the autoencoder works in tiles, here and in all that is made of these latents
+    timestep_spacing   of the edit's timesteps, where they are not spaced as the model's own file says
     """
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"tiled"})
+    left_out: ClassVar[frozenset[str]] = frozenset({"tiled", "timestep_spacing"})
 
     prompt: str = ""
     num_steps: int = Field(50, ge=1, le=1000)
@@ -46,6 +47,7 @@ class Spec(Frozen):
     evaluations: int = Field(1, ge=1, le=10)
     solver: Solver = "ddim"
     tiled: bool = False
+    timestep_spacing: Spacing | None = None
 
 
 def checked_frames(frames: int) -> tuple[int, ...]:

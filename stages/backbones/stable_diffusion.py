@@ -266,7 +266,9 @@ def noise_levels(config: Any) -> NoiseLevels:
     from diffusers import DDIMScheduler
 
     schedule = noise_schedule(dict(config))
-    scheduler = DDIMScheduler.from_config(dict(config) | schedule.model_dump(), clip_sample=False, thresholding=False)
+    scheduler = DDIMScheduler.from_config(
+        dict(config) | schedule.model_dump(exclude_none=True), clip_sample=False, thresholding=False
+    )
     alphas = scheduler.alphas_cumprod.double()
     return NoiseLevels(alphas, float(scheduler.final_alpha_cumprod), schedule.prediction_type)
 

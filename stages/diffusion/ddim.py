@@ -15,6 +15,10 @@ from torch import Tensor
 from store.errors import InputError
 from store.schemas import Frozen
 
+from .choices import Spacing
+
+CONSISTENCY_STEPS = 50  # timesteps that a LoRA of latent consistency was distilled at (arXiv 2311.05556)
+
 
 class NoiseSchedule(Frozen):
     """What a model's scheduler file says: everything about its noise but the weights; JSON, so a plan can hold it."""
@@ -29,6 +33,16 @@ class NoiseSchedule(Frozen):
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     rescale_betas_zero_snr: bool = False
     original_inference_steps: int | None = None  # of a latent consistency model: those that it was distilled at
+
+    def spaced(self, spacing: Spacing | None) -> NoiseSchedule:
+        """The same with other timesteps: diffusers' spacings by name, "lcm" as `LCMScheduler` has them by default."""
+        if spacing is None:
+            return self
+        if spacing == "lcm":
+            return self.model_copy(
+                update={"original_inference_steps": self.original_inference_steps or CONSISTENCY_STEPS}
+            )
+        return self.model_copy(update={"timestep_spacing": spacing, "original_inference_steps": None})
 
 
 def timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:

@@ -39,3 +39,15 @@ def test_what_wants_an_unconditional_branch_is_refused(
     (name,) = option
     with pytest.raises(InputError, match=f"no unconditional branch: leave out --{name.replace('_', '-')}"):
         plan(model=folder, steps=2, **option)
+
+
+def test_a_lora_of_latent_consistency_has_its_timesteps(
+    plan: Callable[..., Plan], tmp_path: Path, executed: Executed
+) -> None:
+    """On an ordinary model, whose own four steps would begin at 751."""
+    own, spaced = plan(steps=4), plan(steps=4, timestep_spacing="lcm", guidance_scale=1.0)
+    assert (own.timesteps[0], spaced.timesteps) == (751, (999, 759, 499, 259))
+    assert own.invert.key.hex != spaced.invert.key.hex
+    assert plan(steps=4, timestep_spacing=None).invert.key.hex == own.invert.key.hex
+    edit(spaced, tmp_path)
+    assert (tmp_path / "edit.mp4").is_file()

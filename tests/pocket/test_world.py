@@ -1,13 +1,25 @@
 """The world keeps its promises: flow carries one frame into the next, masks and captions say what is painted."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocket.world import COLOURS, GROUNDS, SHAPES, SURFACES, Scene, caption, flow, render, sample_clip, sample_scenes
+from pocket.world import (
+    COLOURS,
+    GROUNDS,
+    SHAPES,
+    SURFACES,
+    Scene,
+    caption,
+    flow,
+    render,
+    render_two,
+    sample_clip,
+    sample_scenes,
+)  # fmt: skip
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -134,3 +146,17 @@ def test_rendering_does_not_depend_on_the_batch() -> None:
     together = render(scenes, 32).rgb
     alone = torch.cat([render(scenes[i : i + 1], 32).rgb for i in range(12)])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_two_objects_stand_on_one_ground_and_the_second_hides_the_first() -> None:
+    first, second = (sample_clip(4, _generator(seed), ground=GROUNDS[seed]) for seed in (1, 2))
+    rgb, behind, front = render_two(first, second, 64)
+    alone, other = render(first, 64), render(replace(second, ground=first.ground), 64)
+    assert (front == other.mask).all()
+    assert (alone.mask & ~behind == alone.mask & front).all()
+    inside = other.coverage == 1
+    torch.testing.assert_close(rgb[inside], other.rgb[inside])
+    away = other.coverage == 0
+    torch.testing.assert_close(rgb[away], alone.rgb[away])
+    apart = replace(second, centre=torch.full_like(second.centre, 9.0))
+    torch.testing.assert_close(render_two(first, apart, 64)[0], alone.rgb)

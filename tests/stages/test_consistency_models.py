@@ -12,10 +12,11 @@ import torch
 
 from stages.backbones.layout import noise_schedule
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
+from stages.diffusion.choices import Spacing
 from stages.diffusion.ddim import timesteps
 from store.errors import InputError
 from tests.tiny.method import edit, edit_spec, moving_clip, prepare
-from tests.tiny.models import LCM, make_lcm, save_model
+from tests.tiny.models import LCM, make_lcm, make_scheduler, save_model
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,24 @@ def test_the_timesteps_are_those_of_its_scheduler(folder: Path, steps: int) -> N
     theirs.set_timesteps(steps)
     written = json.loads((folder / "scheduler/scheduler_config.json").read_text())
     assert timesteps(noise_schedule(written), steps) == tuple(int(t) for t in theirs.timesteps)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+@pytest.mark.parametrize(
+    ("spacing", "scheduler"),
+    [("lcm", "LCMScheduler"), *((spacing, "DDIMScheduler") for spacing in ("leading", "trailing", "linspace"))],
+)
+def test_a_spacing_that_is_asked_for_is_that_of_diffusers(spacing: Spacing, scheduler: str, steps: int) -> None:
+    """Of a model whose own file says something else, as for a LoRA that was trained otherwise."""
+    import diffusers
+
+    own = dict(make_scheduler().config) | {"timestep_spacing": "linspace" if spacing == "leading" else "leading"}
+    named = {} if spacing == "lcm" else {"timestep_spacing": spacing}
+    theirs = getattr(diffusers, scheduler).from_config(own, **named)
+    theirs.set_timesteps(steps)
+    schedule = noise_schedule(own)
+    assert timesteps(schedule.spaced(spacing), steps) == tuple(int(t) for t in theirs.timesteps)
+    assert schedule.spaced(None) == schedule
 
 
 def test_more_steps_than_it_was_distilled_at_are_refused() -> None:
