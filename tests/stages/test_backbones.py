@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from stages import invert_frames
 from stages.backbones import stable_diffusion
@@ -24,6 +24,8 @@ from stages.diffusion.checks import NonFiniteLatents, finite
 from stages.diffusion.ddim import timesteps
 from store.errors import InputError
 from tests.tiny.method import Prepared, edit_of_keyframes, edit_spec, moving_clip, prepare, propagate
+from tests.tiny.models import save_model
+from tests.tiny.single_files import save_single_file
 
 FAMILIES = ("tiny_folder", "kl_folder", "sd2_folder", "sdxl_folder")
 
@@ -488,7 +490,57 @@ def test_the_family_of_a_single_file_is_read_from_its_tensors(
 ) -> None:
     file = tmp_path / "one.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, file)
-    assert pipeline == _family_of_file(file).PIPELINE
+    family, described = _family_of_file(file)
+    assert pipeline == family.PIPELINE and "/" in described
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["lora_unet_mid_block.lora_down.weight"], "a LoRA; give it with --lora"),
+        (["controlnet_mid_block.weight"], "a ControlNet; give it with --control"),
+        (["emb_params"], "a learnt word; give it with --embedding"),
+        (["conv_in.weight", "conv_in.bias", "conv_out.weight"], "one part, such as the unet of a diffusers folder"),
+    ],
+)
+def test_a_part_of_a_model_is_refused_by_what_it_is(tmp_path: Path, names: list[str], says: str) -> None:
+    file = tmp_path / "one.safetensors"
+    save_file({name: torch.zeros(1) for name in names}, file)
+    with pytest.raises(InputError, match=f"is no whole model but {says}"):
+        unpack_single_file(file, tmp_path / "folder")
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_single_file_becomes_the_folder_that_it_was_made_of(tmp_path: Path, offline: Path) -> None:
+    """With the configs in the hub's cache, as a model of its family leaves them there; without, it is said how."""
+    model, folder = save_model(tmp_path / "model"), tmp_path / "folder"
+    file = save_single_file(model, tmp_path / "tune.safetensors")
+    base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    with pytest.raises(InputError, match=f"where there is a network say hf download {base} "):
+        unpack_single_file(file, folder)
+    cached = offline / f"models--{base.replace('/', '--')}"
+    configs = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(model, cached / "snapshots" / ("0" * 40), ignore=configs)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    unpack_single_file(file, folder)
+    check_folder(folder)
+    for part in ("unet", "vae", "text_encoder"):
+        (weights,), (made) = [*(model / part).glob("*.safetensors")], [*(folder / part).glob("*.safetensors")]
+        before, after = load_file(weights), load_file(made[0])
+        assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    prompts = ["a red ball"]
+    ours, theirs = (load(str(each), Runtime()).encode_text(prompts) for each in (folder, model))
+    assert torch.equal(ours, theirs)
 
 
 TURBO = {"_class_name": "EulerAncestralDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,
