@@ -42,7 +42,13 @@ class Lora:
             ) from None
         if not -MOST <= number <= MOST:
             raise InputError(f"--lora {text!r}: the weight must lie between -{MOST:g} and {MOST:g}")
-        if not any("lora" in name.lower() for name in _names("--lora", file)):
+        names = _names("--lora", file)
+        if names and all(name.startswith("base_model.model.") for name in names):
+            raise InputError(
+                f"--lora {file} is an adapter as peft saves it, whose scale lies in another file; save it with "
+                "diffusers' save_lora_weights"
+            )
+        if not any("lora" in name.lower() for name in names):
             raise InputError(
                 f"--lora {file} holds no LoRA; give a file of LoRA weights for this model, or leave it out"
             )

@@ -31,6 +31,11 @@ def check_folder(folder: Path, model: Path, allow_pickle: bool = False) -> None:
                 f"ControlNet {folder} was made for another model: its {name} is {config.get(name)}, and the model's is "
                 f"{configs['unet'].get(name)}; choose one for this model"
             )
+    if (channels := config.get("conditioning_channels", 3)) != 3:
+        raise InputError(
+            f"ControlNet {folder} reads control images of {channels} channels, and a picture has 3; choose one for "
+            "pictures"
+        )
     halvings = len(config.get("conditioning_embedding_out_channels") or (0,) * 4) - 1
     if 2**halvings != geometry(configs).multiple:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ LIBRARIES = {  # of a model's components: nothing else is imported because a mod
     "feature_extractor": ("transformers", None),
     "safety_checker": ("stable_diffusion", None),
 }
+
+OTHERWISE = "v1"  # what diffusers calls a single file of which it knows nothing
 
 
 def check_folder(folder: Path, allow_pickle: bool = False) -> None:
@@ -108,11 +111,13 @@ def unpack_single_file(file: Path, folder: Path, configs: Path | None = None) ->
     import diffusers
 
     try:
-        family = _family_of_file(file)
-        if configs is not None:
+        family, described = _family_of_file(file)
+        if configs is None:
+            configs = _descriptions(file, described)
+        else:
             _check_configs(configs, file, family)
         pipeline = getattr(diffusers, family.PIPELINE).from_single_file(
-            str(file), safety_checker=None, config=configs and str(configs)
+            str(file), safety_checker=None, config=str(configs)
         )
         check_variant(dict(pipeline.unet.config), dict(pipeline.vae.config))
     except InputError:
@@ -150,15 +155,47 @@ def save_whole(model: Any, folder: Path) -> None:
     partial.rename(folder)
 
 
-def _family_of_file(file: Path) -> Family:
-    """The family of a single checkpoint file, by the names and shapes of its tensors."""
-    from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+def _descriptions(file: Path, repository: str) -> Path:
+    """The folder of configs and tokenizers that go with a single file's weights, of the hub or of its cache."""
+    from huggingface_hub import snapshot_download
 
-    kind = infer_diffusers_model_type(load_single_file_checkpoint(str(file)))
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.txt"]))
+    except Exception:  # the hub's client raises a dozen unrelated classes, all meaning: not to be had
+        raise InputError(
+            f"checkpoint {file} holds weights alone, and the configs and tokenizer that go with them are not here and "
+            f"cannot be downloaded; where there is a network say hf download {repository} --include '*.json' '*.txt', "
+            f"or say {file.name}:FOLDER with a diffusers folder of the same structure"
+        ) from None
+
+
+def _family_of_file(file: Path) -> tuple[Family, str]:
+    """The family of a single checkpoint file, by the names and shapes of its tensors, and the hub id of its configs."""
+    from diffusers.loaders.single_file_utils import (
+        fetch_diffusers_config,
+        infer_diffusers_model_type,
+        load_single_file_checkpoint,
+    )
+
+    tensors = load_single_file_checkpoint(str(file))
+    kind = infer_diffusers_model_type(tensors)
+    if kind == OTHERWISE and not any(name.startswith("model.diffusion_model.") for name in tensors):
+        raise InputError(f"{file} is no whole model but {_part_in(tensors)}")
     found = next((family for family in families() if kind in family.SINGLE_FILES), None)
     if found is None:
         raise InputError(
             f"checkpoint {file} is of the kind {kind}, which is not supported; have text-to-image models of "
             f"{', '.join(pipelines())}"
         )
-    return found
+    return found, str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])
+
+
+def _part_in(names: Collection[str]) -> str:
+    """What a file with tensors of these names is, and where it goes."""
+    if any("lora" in name.lower() for name in names):
+        return "a LoRA; give it with --lora, and its model with --model"
+    if any(name.startswith(("controlnet_", "input_hint_block.")) for name in names):
+        return "a ControlNet; give it with --control KIND:FILE, and its model with --model"
+    if len(names) <= 2:
+        return "a learnt word; give it with --embedding, and its model with --model"
+    return "one part, such as the unet of a diffusers folder; give the folder that has all of them"

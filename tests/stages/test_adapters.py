@@ -28,16 +28,16 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 def lora_for(folder: Path, file: Path, seed: int = 0) -> Path:
-    """A LoRA of rank 2 on every query of the UNet and of its text encoder, written as diffusers writes one."""
+    """A LoRA of rank 2 on queries of the UNet and attention of its text encoder, written as diffusers writes one."""
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
     pipeline = load(str(folder), Runtime()).pipeline
     torch.manual_seed(seed)
     layers = {}
-    for part, name in (("unet", "to_q"), ("text_encoder", "q_proj")):
+    for part, names in (("unet", ["to_q"]), ("text_encoder", ["q_proj", "out_proj"])):
         model = getattr(pipeline, part)
-        model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=[name]))
+        model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=names))
         for weights in model.parameters():
             if weights.requires_grad:
                 torch.nn.init.normal_(weights, std=0.3)
@@ -70,6 +70,31 @@ def test_loras_are_added_by_their_weights(folder: Path, tmp_path: Path) -> None:
     assert moved and all(name.endswith("to_q.weight") for name in moved)
     prompts = ["a red ball"]
     assert not torch.allclose(adapted.encode_text(prompts), plain.encode_text(prompts), atol=1e-3)
+
+
+def test_a_lora_as_kohya_writes_it_is_the_same(tiny_folder: Path, tmp_path: Path) -> None:
+    """Its own names, and a scale of its own: alpha over rank, here a half."""
+    file, theirs = lora_for(tiny_folder, tmp_path / "one.safetensors"), {}
+    for name, values in load_file(file).items():
+        part, _, layer = name.partition(".")
+        layer, side = layer.removesuffix(".weight").rsplit(".", 1)
+        layer = f"text_model.{layer.removeprefix('text_model.')}" if part == "text_encoder" else layer
+        written = f"lora_{'unet' if part == 'unet' else 'te'}_{layer.replace('.', '_')}"
+        theirs[f"{written}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = values
+        theirs[f"{written}.alpha"] = torch.tensor(1.0)
+    save_file(theirs, tmp_path / "kohya.safetensors")
+    halved, kohya = loaded(tiny_folder, f"{file}:0.5"), loaded(tiny_folder, f"{tmp_path / 'kohya.safetensors'}")
+    for part in ("unet", "text_encoder"):
+        ours, before = (getattr(model.pipeline, part).state_dict() for model in (halved, kohya))
+        torch.testing.assert_close(ours, before)
+    assert not torch.equal(halved.encode_text(["a ball"]), load(str(tiny_folder), Runtime()).encode_text(["a ball"]))
+
+
+def test_an_adapter_of_pefts_own_is_refused_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({"base_model.model.mid_block.to_q.lora_A.weight": torch.zeros(1)}, file)
+    with pytest.raises(InputError, match="is an adapter as peft saves it"):
+        Adapters.read([str(file)], [])
 
 
 def test_a_learnt_word_is_its_vectors(folder: Path, tmp_path: Path) -> None:

@@ -488,7 +488,24 @@ def test_the_family_of_a_single_file_is_read_from_its_tensors(
 ) -> None:
     file = tmp_path / "one.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, file)
-    assert pipeline == _family_of_file(file).PIPELINE
+    family, described = _family_of_file(file)
+    assert pipeline == family.PIPELINE and "/" in described
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["lora_unet_mid_block.lora_down.weight"], "a LoRA; give it with --lora"),
+        (["controlnet_mid_block.weight"], "a ControlNet; give it with --control"),
+        (["emb_params"], "a learnt word; give it with --embedding"),
+        (["conv_in.weight", "conv_in.bias", "conv_out.weight"], "one part, such as the unet of a diffusers folder"),
+    ],
+)
+def test_a_part_of_a_model_is_refused_by_what_it_is(tmp_path: Path, names: list[str], says: str) -> None:
+    file = tmp_path / "one.safetensors"
+    save_file({name: torch.zeros(1) for name in names}, file)
+    with pytest.raises(InputError, match=f"is no whole model but {says}"):
+        unpack_single_file(file, tmp_path / "folder")
 
 
 TURBO = {"_class_name": "EulerAncestralDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,

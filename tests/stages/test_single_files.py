@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
 from flows.models import absolute_place, find_model
 from stages.backbones.folders import unpack_single_file
@@ -63,6 +65,23 @@ def test_settings_are_taken_without_any_weights_and_are_part_of_the_model(single
     scheduler = bare / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"beta_end": 0.013}))
     assert model.key != find_model(f"{file}:{bare}", store).key, "another noise schedule is another model"
+
+
+def test_settings_come_from_the_hubs_cache_where_no_folder_is_named(
+    single: Single, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is downloaded: with an empty cache it is said how to fill it."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (file, folder), store = single, Store(tmp_path / "store")
+    with pytest.raises(InputError, match="where there is a network say hf download ") as caught:
+        find_model(str(file), store)
+    (base,) = re.findall(r"hf download (\S+)", str(caught.value))
+    cached = tmp_path / "hub" / f"models--{base.replace('/', '--')}"
+    shutil.copytree(folder, cached / "snapshots" / ("0" * 40), ignore=shutil.ignore_patterns("*.safetensors"))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    assert find_model(str(file), store).key == find_model(f"{file}:{folder}", store).key
 
 
 def test_a_folder_of_another_kind_is_refused(single: Single, tmp_path: Path) -> None:
