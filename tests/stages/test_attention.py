@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stages.backbones.stable_diffusion import StableDiffusion
 from stages.diffusion.attention import (
+    AveragedByAttention,
     ExtendedAttention,
     PropagatedAttention,
     blended,
@@ -218,3 +219,21 @@ def test_injected_layers_are_those_of_plug_and_play(backbone: StableDiffusion) -
         f"up_blocks.{block}.attentions.{place}.transformer_blocks.0.attn1"
         for block, place in [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
     ]
+
+
+# Averages over what is alike
+
+
+def test_values_are_averaged_as_self_attention_averages_tokens(backbone: StableDiffusion) -> None:
+    """Against softmax(q kᵀ / √d) written out; the layer's own output is what it was."""
+    name = backbone.layers[-1]
+    layer = backbone.unet.get_submodule(name)
+    states, values = random(2, 12, layer.to_q.in_features), random(2, 12, seed=1)
+    reader = AveragedByAttention(layer.processor, values)
+    before = layer(states)
+    with patched(backbone.unet, {name: reader}):
+        assert torch.equal(layer(states), before)
+    query, key = (part(states).unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in (layer.to_q, layer.to_k))
+    shares = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+    own = torch.stack([shares[:, head] @ values[..., None] for head in range(layer.heads)]).mean(0)[..., 0]
+    assert torch.allclose(reader.taken(), own, atol=1e-5)
