@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import get_args
 
 import numpy as np
@@ -160,6 +161,16 @@ def test_adaptive_intervals_are_as_many_and_neither_short_nor_long(
     whole = {(shot.start, shot.stop) for shot in shots(frames, cuts)}
     for piece in adaptive:
         assert interval // 2 <= len(piece) <= 2 * interval or (piece.start, piece.stop) in whole
+
+
+def test_adaptive_intervals_of_a_long_clip_take_little_memory() -> None:
+    """A byte per frame and interval is remembered, 2 MB here, and no more than a number or two per frame beside it."""
+    motion = np.random.default_rng(0).random(4000)
+    tracemalloc.start()
+    adaptive_starts(motion, [], 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_adaptive_intervals_are_short_where_much_moves() -> None:
