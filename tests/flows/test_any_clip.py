@@ -204,7 +204,7 @@ def test_transparency_that_cannot_be_kept_is_refused_and_none_is_said(
     asked = plan(see_through, keep_alpha=True)
     run_edit(asked, tmp_path / "edit.mov")
     see_through.unlink()
-    with pytest.raises(InputError, match="which is not where any run of"):
+    with pytest.raises(InputError, match="which is not where any run of this store"):
         export_key(asked.store, asked.edits[0][1].key.hex, tmp_path / "edit.webp", Encoding(keep_alpha=True))
 
 
@@ -246,3 +246,9 @@ def test_frames_that_were_left_out_are_shown_again(
         asked_for.store, asked_for.edits[0][1].key.hex, tmp_path / "again.mp4", Encoding(source_rate=True)
     )
     assert written.frames == len(shown)
+
+
+@pytest.mark.parametrize(("side", "said"), [(12, True), (16, False)])
+def test_frames_far_below_the_models_own_are_said(plan: Plans, tmp_path: Path, side: int, said: bool) -> None:
+    asked = plan(write_clip(tmp_path / "small.mkv", frames=3, width=side, height=side, **LOSSLESS))
+    assert any(f"{side}×{side} is less than a quarter" in note for note in asked.notes) == said
