@@ -41,8 +41,8 @@ class SeamsRecipe:
 
     seed: int = 0
     tile: int = 64
-    images: int = 4096
-    steps: int = 1200
+    images: int = 2048
+    steps: int = 800
     batch: int = 4
     rate: float = 1.5e-3
     save_every: int = 100

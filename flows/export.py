@@ -94,10 +94,11 @@ def export_edit(
 
     original    the source, where `encoding` asks for its transparency or its frame rate
     """
-    pictures: Pictures | Transparent = Pictures(edit, framing_of(frames))
+    plain = Pictures(edit, framing_of(frames))
     assert original or not encoding.needs_source, "transparency and rate are read from the source"
-    if encoding.keep_alpha and original:
-        pictures = Transparent(pictures, original)
+    pictures: Iterable[np.ndarray[Any, Any]] = (
+        Transparent(plain, original) if encoding.keep_alpha and original else plain
+    )
     if encoding.source_rate and original:
         clip, (start, repeats) = survey(original), repeats_of(framing_of(frames), original)
         times = np.array([float(each) for each in clip.times[start : start + sum(repeats) + 1]])
@@ -274,8 +275,8 @@ def _original(store: Store, frames: Record, encoding: Encoding) -> Path:
     video = file_of(store, frames.recipe.inputs["video"])
     if video is None:
         raise InputError(
-            f"{option} reads the source again, {frames.note.get('video') or 'a video'}, which is not where any run of "
-            f"this store had it; put it there, or leave {option} out"
+            f"{option} reads the source again, which is not where any run of this store had it; put it there, or leave "
+            f"{option} out"
         )
     if encoding.keep_alpha and not survey(video).info.has_alpha:
         raise InputError(f"--keep-alpha: {video} has no transparency; leave it out")

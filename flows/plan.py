@@ -134,6 +134,11 @@ class Plan:
                 f"{size.width * size.height / native**2:.1f} times that area: slower, and the edit may suffer; "
                 "choose a smaller --size"
             )
+        if 4 * size.width * size.height < native * native:
+            self.notes.append(
+                f"the model was trained on {native}×{native} frames, and {size.width}×{size.height} is less than a "
+                "quarter of that area: the edit may suffer; choose a larger --size"
+            )
         traced = layout_of(self.model, size.width, size.height, store)
         spaced = traced.schedule.spaced(config.timestep_spacing)
         self.layout: ModelLayout = traced.model_copy(update={"schedule": spaced})

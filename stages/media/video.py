@@ -436,11 +436,13 @@ def _decoder(stream: VideoStream) -> VideoCodecContext:
     if own.name not in VPX or stream.metadata.get("alpha_mode") != "1":
         return own
     try:
-        return VideoCodecContext.create(VPX[own.name], "r")
+        with_alpha = VideoCodecContext.create(VPX[own.name], "r")
     except av.codec.codec.UnknownCodecError as error:
         raise InputError(
             f"this FFmpeg cannot read the transparency of {own.name}; convert it to ProRes 4444"
         ) from error
+    assert isinstance(with_alpha, VideoCodecContext)
+    return with_alpha
 
 
 def _frames_of(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
