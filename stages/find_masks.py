@@ -34,6 +34,7 @@ LIKENESS_LEVELS = (0.02, 0.2)  # little noise: what is alike is seen best
 MOST_WORD_TIMESTEPS, MOST_LIKENESS_TIMESTEPS = 5, 2
 MOST_TOKENS = 32 * 32  # of a frame, in the layers that are read: finer ones see texture
 GUIDE = 4  # pixels of the guiding picture to a token's side, and radius of the filter: a token and its neighbours
+MOST_LOST = 4  # times larger that the coarse mask may be than the guided one
 FLAT = 1e-3  # variance of colours (0 to 1) below which the guiding picture has no border
 
 Reader = Callable[[str, slice], Any]
@@ -101,12 +102,22 @@ def run(
     attended = _clip([source.attended(block, of_words, places) for block in blocks])
     heat = _clip([source.averaged(block, of_likes, attended[block.start : block.stop]) for block in blocks])
     grey = (255 * heat).astype(np.uint8)
-    begins = 255 * spec.threshold if spec.threshold else cv2.threshold(grey.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)[0]
+    otsu = cv2.threshold(grey.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)[0]
+    begins = spec.threshold if spec.threshold else otsu / 255
     for block in blocks:
         pictures = frames["rgb"][block.start : block.stop]
-        guided = (guided_by(picture, heat[frame]) for picture, frame in zip(pictures, block, strict=True))
-        masks = [np.where(255 * fine > begins, 255, 0).astype(np.uint8) for fine in guided]
+        masks = [parted(picture, heat[frame], begins) for picture, frame in zip(pictures, block, strict=True)]
         yield Block("mask", (block.start, 0, 0), np.stack([softened(mask, spec.feather) for mask in masks]))
+
+
+def parted(picture: NDArray[np.uint8], heat: NDArray[np.float32], begins: float) -> NDArray[np.uint8]:
+    """255 where the attention (row, column) to a frame (height, width, 3) is more than `begins`, else 0.
+
+    A spot that is too small for the filter, and has no colour of its own, is left as coarse as attention has it.
+    """
+    fine, plain = guided_by(picture, heat) > begins, cv2.resize(heat, picture.shape[1::-1]) > begins
+    lost = MOST_LOST * fine.sum() < plain.sum()
+    return np.where(plain if lost else fine, 255, 0).astype(np.uint8)
 
 
 def _clip(blocks: Sequence[Tensor]) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from stages.diffusion.checks import NonFiniteLatents
 from tests.flows.runs import PREPARE, Executed
 from tests.flows.test_browser import page  # noqa: F401 (fixture)
 from tests.test_cli import ROOT, Tf, made, refused, tf  # noqa: F401 (fixtures)
+from tests.tiny.segmenters import save_sam
 
 GRID = ["--grid", "pnp_attention=0,1", "--grid", "guidance_scale=2,6"]
 
@@ -61,6 +62,22 @@ def test_what_edits_share_is_computed_once_and_a_second_sweep_computes_nothing(
     assert not executed.stages and executed.models == 0, "scores are kept, too"
     assert all(each["computed"] == [] for each in again["edits"])
     assert [each["scores"] for each in again["edits"]] == [each["scores"] for each in answer["edits"]]
+
+
+def test_edits_share_the_mask_that_a_model_of_the_users_finds(
+    tf: Tf,  # noqa: F811
+    prompts: list[str | Path],
+    executed: Executed,
+) -> None:
+    asked = f"sam:{save_sam(Path('sam'))}@0.5,0.5"
+    answer = swept(tf, *prompts, "--mask-from", asked)
+    assert ["segment_masks" in each["computed"] for each in answer["edits"]] == [True, False]
+    masks = {each["keys"]["segment_masks"] for each in answer["edits"]}
+    clips = {each["keys"]["propagate_tokens"] for each in answer["edits"]}
+    assert len(masks) == 1 and len(clips) == 2
+    executed.clear()
+    assert all(each["computed"] == [] for each in swept(tf, *prompts, "--mask-from", asked)["edits"])
+    assert not executed.stages
 
 
 def test_the_folder_holds_what_one_chooses_from(tf: Tf, prompts: list[str | Path]) -> None:  # noqa: F811

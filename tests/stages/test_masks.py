@@ -298,3 +298,13 @@ def test_a_picture_without_borders_makes_none(grey: int, seed: int) -> None:
     coarse = np.random.default_rng(seed).random((8, 8), dtype=np.float32)
     guided = find_masks.guided_by(np.full((64, 64, 3), grey, np.uint8), coarse)
     assert coarse.min() - 1e-2 < guided.min() <= guided.max() < coarse.max() + 1e-2
+
+
+@given(row=st.integers(0, 11), column=st.integers(0, 11), grey=st.integers(0, 255))
+def test_what_the_filter_would_blur_away_is_not_lost(row: int, column: int, grey: int) -> None:
+    """One token, on a picture that says nothing of where it ends."""
+    coarse = np.zeros((12, 12), np.float32)
+    coarse[row, column] = 1
+    found = find_masks.parted(np.full((96, 96, 3), grey, np.uint8), coarse, 0.5) > 0
+    assert found[8 * row + 4, 8 * column + 4]
+    assert 16 <= found.sum() <= 144
