@@ -366,6 +366,7 @@ def test_no_runtime_field_moves_a_key(plan: Plans, store: Store, tmp_path: Path)
         "address": "tcp://127.0.0.1:9",
     }
     others |= {"allow_pickle": True, "codec": "hevc", "quality": 40, "pixel_format": "yuv444p"}
+    others |= {"keep_alpha": True, "source_rate": True}
     assert set(others) == set(RuntimeConfig.model_fields)
     assert make_runtime(**others) != make_runtime()
     keys = [node.key for node in plan().nodes]
