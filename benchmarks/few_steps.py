@@ -7,7 +7,7 @@
 
 Clips are rendered from the world: edit success, kept ground, warp error and background PSNR as `tf eval` has them;
 back: of frames sampled back with no edit; passes: of the UNet, per frame; seconds: of the CPU, per frame, from the
-decoded clip to the edited one. Rows that the output has already are not measured again.
+decoded clip to the edited one, where nothing of it was there. Rows that the output has already are not measured again.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def measured(
                 known = Known.of(clip, plan.decode.spec, frames, model.decode(model.encode(frames)), choose())
                 yield {"clip": clip.name, "way": f"{clip.source_prompt} → {clip.prompts[0]}"}, frames
             passes = sum(plan.units(node) for node in (plan.invert, plan.extract, plan.edits[0][1]))
+            whole = {node.stage for node in plan.to_compute()} >= {"invert_frames", "extract_tokens", "edit_keyframes"}
             began = time.process_time()
             edited = edit_one(session, prepared, *plan.edits[0])[1]()["rgb"][:]
             if (clip.name, name) in there:
@@ -106,7 +107,7 @@ def measured(
             row = edit_row(known, edited, clip.prompts[0]) | {
                 "back": float(prepared.latents()["inversion_psnr"][:].mean()),
                 "passes": passes / FRAMES,
-                "seconds": (time.process_time() - began) / FRAMES,
+                "seconds": (time.process_time() - began) / FRAMES if whole else float("nan"),
             }
             yield {"clip": clip.name, "way": name, **{m: row[m] for m in MEASURED if m in row}}, edited
 
