@@ -49,7 +49,7 @@ class ConsistencyRecipe:
     seed: int = 0
     size: int = 64
     images: int = 4096
-    steps: int = 250
+    steps: int = 208
     batch: int = 8
     rate: float = 5e-4
     guidance: tuple[float, float] = (2.0, 7.0)
