@@ -59,10 +59,10 @@ class Edited:
     fault: str | None = None
 
     @property
-    def line(self) -> str:
-        """What was asked and its scores, in one line."""
+    def lines(self) -> str:
+        """What was asked, and its scores in a line of their own, which no length of the first cuts off."""
         scores = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in self.scores.items())
-        return f"{self.combination.label}   {scores}"
+        return f"{self.combination.label}\n{scores}"
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `sweep.json`; the file is relative to its folder."""
@@ -110,6 +110,7 @@ class Sweep:
     ) -> None:  # fmt: skip
         self.combinations, self.store, self.engine = combinations, store, engine
         self.say, self.progress = say, progress
+        self.score = Scorer(store, metrics)
         self.folder = make_folder(folder)
         self.files = {each.number: self.folder / clip_name(each) for each in combinations}
         for each in combinations:
@@ -117,7 +118,6 @@ class Sweep:
         check_picture(self.folder / "sheet.png")
         self.ahead = forecast(combinations)
         check_room(store, self.ahead)
-        self.score = Scorer(store, metrics)
         self.done: dict[int, Edited] = {}
 
     def run(self) -> Swept:
@@ -216,7 +216,7 @@ class Sweep:
             chosen = made[start : start + SHEET_ROWS]
             name = "sheet" if number == 1 else f"sheet-{number}"
             rows = [("source", _shown(self._artifacts(chosen[0].combination)[1]))]
-            rows += [(each.line, _shown(self._artifacts(each.combination)[0])) for each in chosen]
+            rows += [(each.lines, _shown(self._artifacts(each.combination)[0])) for each in chosen]
             save_png(contact_sheet(rows, columns=SHEET_COLUMNS), self.folder / f"{name}.png")
             files[name] = str(self.folder / f"{name}.png")
         return files
