@@ -283,20 +283,24 @@ def open_store(place: str | None) -> "Store":
 def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..., None]:
     """A command of `tf`, or of one of its groups: its errors become one sentence and an exit code.
 
-    A parameter `plan` stands for the edit options, read and planned; `given` for the same options as they were given.
+    A parameter `plan` stands for the edit options, read and planned; `given` for the same options as they were given,
+    and `said` for the names of those that the command line says.
     """
     named = inspect.signature(function).parameters
-    own = [p for p in named.values() if p.name not in ("plan", "given")]
+    own = [p for p in named.values() if p.name not in ("plan", "given", "said")]
     shared = list(inspect.signature(edit_options).parameters.values()) if len(own) < len(named) else []
 
     def guarded(context: typer.Context, **given: Any) -> None:
         try:
             arguments = {p.name: given[p.name] for p in own}
-            options = _complete({p.name: given[p.name] for p in shared}, context) if shared else {}
+            said = frozenset(p.name for p in shared if _is_said(p.name, context))
+            options = _complete({p.name: given[p.name] for p in shared}, said) if shared else {}
             if "plan" in named:
                 arguments["plan"] = planned(options)
             if "given" in named:
                 arguments["given"] = options
+            if "said" in named:
+                arguments["said"] = said
             function(**arguments)
         except (Exception, KeyboardInterrupt) as error:
             raise SystemExit(explained(error)) from None
@@ -308,14 +312,18 @@ def command(function: Callable[..., None], of: typer.Typer = app) -> Callable[..
     return of.command(function.__name__.rstrip("_"))(guarded)
 
 
-def _complete(options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+def _is_said(name: str, context: typer.Context) -> bool:
+    """Whether an option stands on the command line itself."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _complete(options: dict[str, Any], said: frozenset[str]) -> dict[str, Any]:
     """The edit options with those of --config and --like where nothing was said on the command line."""
     if options["video"] and not (options["config"] or options["like"]):
         return options
     from flows.options import completed
 
-    sources = {name: context.get_parameter_source(name) for name in options}
-    said = frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
     return completed(options, said, open_store)
 
 
@@ -410,14 +418,15 @@ def reproduce(
     """Make a clip again from the file beside it, or say what would not be the same."""
     from flows.config import make_runtime, parse_bytes
     from flows.reproduce import output_again, plan_again, same_edit, verdict
-    from flows.terminal import say
+    from flows.terminal import looking_shown, say
 
     runtime = make_runtime(
         device=device, frames_per_pass=frames_per_pass, precision=precision, token_budget=parse_bytes(token_budget),
         allow_pickle=allow_pickle,
     )  # fmt: skip
     opened = open_store(store)
-    plan, then = plan_again(sidecar, opened, runtime, video=video, model=model, output=output)
+    with looking_shown():
+        plan, then = plan_again(sidecar, opened, runtime, video=video, model=model, output=output)
     result = _performed("run_edit", plan, output_again(sidecar, then, output, opened), engine)
     say(verdict(then, result))
     _print_result(result, as_json, identical=same_edit(then, result))
@@ -477,10 +486,10 @@ def eval_(
     from flows.evaluation_page import as_json as answer
     from flows.evaluation_page import definitions, summarized, summary_table
     from flows.run_suite import chosen_suite, run_suite
-    from flows.terminal import Bars, say, stdout
+    from flows.terminal import Bars, looking_shown, say, stdout
 
     suite, runtime = chosen_suite(given, configs, _changed(given), clip_model, flow)
-    with Bars() as bars:
+    with Bars() as bars, looking_shown():
         evaluation, files = run_suite(suite, runtime, open_store(given["store"]), output, say, bars)
     if as_json:
         print_json(answer(evaluation, files))
@@ -495,6 +504,7 @@ def eval_(
 @command
 def sweep(
     given: dict[str, Any],
+    said: frozenset[str],
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text file with a prompt on each line, beside any --prompt.")
     ] = None,
@@ -518,7 +528,7 @@ def sweep(
     from flows.terminal import Bars, looking_shown, say, stdout, sweep_plan_table, sweep_table
 
     with looking_shown():
-        ready = plan_sweep(given, _changed(given), prompts, grid or (), open_store(given["store"]))
+        ready = plan_sweep(given, said, prompts, grid or (), open_store(given["store"]))
     if only_plan:
         if as_json:
             print_json(ready.to_json())
@@ -997,9 +1007,10 @@ def doctor(
 def _inspect(what: str, given: dict[str, Any], output: Path | None, as_json: bool, **options: Any) -> None:
     """Draw one inspection with progress on stderr, and print its table and its files."""
     from flows.inspection.request import inspect_request, read_request
-    from flows.terminal import Bars, say, stdout
+    from flows.terminal import Bars, looking_shown, say, stdout
 
-    request = read_request(given, configs, _changed(given), open_store(given["store"]))
+    with looking_shown():
+        request = read_request(given, configs, _changed(given), open_store(given["store"]))
     for note in request.plan.notes:
         say(note)
     with Bars() as bars:

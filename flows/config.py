@@ -39,6 +39,7 @@ FORM_BEGINS = ("video", "prompts", "model", "preset", "source_prompt", "size", "
 OF_PRESETS = frozenset(option for options in PRESETS.values() for option in options)
 
 LONGEST_PROMPT = 2000  # characters
+LONGEST_SHOWN = 120  # of a value that cannot be used
 Prompt = Annotated[str, Field(min_length=1, pattern=r"\S", max_length=LONGEST_PROMPT)]
 
 
@@ -430,7 +431,13 @@ def _checked(kind: type[Config], given: dict[str, Any]) -> Config:
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         option = "--" + str(first["loc"][0]).replace("_", "-")
         option = {"--editor-settings": "--set", **REPEATED}.get(option, option)
-        raise InputError(f"{option} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        raise InputError(f"{option} {_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _short(value: Any) -> str:
+    """A value as a sentence can hold it."""
+    whole = repr(value)
+    return whole if len(whole) <= LONGEST_SHOWN else f"{whole[:LONGEST_SHOWN]}…"
 
 
 def _is_unicode(text: str) -> bool:

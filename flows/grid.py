@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -17,12 +18,21 @@ from store.layout import human_bytes
 from store.store import Store
 
 from .config import EditConfig, RuntimeConfig, check_texts
-from .options import Options, config_of
+from .options import GIVEN_AS, REPEATED, Options, config_of, over
 from .plan import Node, Plan
 from .videos import KnownVideo
 
 MOST_EDITS = 1000  # of one sweep
-NOT_TRIED = ("video", "prompts", "editor_settings", "controls")  # what a grid does not vary under these names
+NOT_TRIED = {
+    "video": "a sweep is of one video",
+    "prompts": "prompts are given by --prompts",
+    "editor_settings": "a setting is written EDITOR.SETTING, such as pnp.attention",
+    "controls": "make a sweep with each --control",
+    "keep_background": "write mask_from=cross-attention:WORD,cross-attention:WORD",
+}
+"""What a grid does not vary under these names, and the way out."""
+PLACES = ("model", "loras", "embeddings", "regions", "mask", "mask_from", "decoder")  # whose values hold paths
+AS_GIVEN = (*GIVEN_AS.items(), ("controls", "control"), ("controls", "control_video"), ("editor_settings", "set"))
 Choice = dict[str, Any]
 """What one combination has of each axis: option, or EDITOR.SETTING, → value."""
 
@@ -132,10 +142,23 @@ def choices(axes: Sequence[Axis], editor: str) -> list[Choice]:
 def with_choice(options: Options, choice: Choice) -> Options:
     """The options of one combination."""
     editor = str(choice.get("editor", options.get("editor", "pnp")))
-    base = options.get("editor_settings", {}) if editor == options.get("editor", "pnp") else {}
     own = {name.partition(".")[2]: value for name, value in choice.items() if "." in name}
-    kept = {name: value for name, value in options.items() if name != "controls" or editor == "controlnet"}
-    return {**kept, **{n: v for n, v in choice.items() if "." not in n}, "editor_settings": {**base, **own}}
+    anew = {name: _repeated(value) if name in REPEATED else value for name, value in choice.items() if "." not in name}
+    controls = {"controls": options["controls"]} if editor == "controlnet" and "controls" in options else {}
+    preset = {"preset": anew.pop("preset")} if "preset" in anew else {}  # what was said beside the grid stays
+    return {**over(options, {**anew, "editor_settings": own}), **controls, **preset}
+
+
+def check_free(axes: Sequence[Axis], said: Mapping[str, Any]) -> None:
+    """InputError where a grid varies what was said to be one value: an option, or a setting of the editor.
+
+    said   options by name, those alone that somebody gave beside the grid
+    """
+    settings = {f"{said.get('editor', 'pnp')}.{name}": f"--set {name}" for name in said.get("editor_settings", ())}
+    fixed = settings | {name: f"--{GIVEN_AS.get(name, name).replace('_', '-')}" for name in said}
+    for axis in axes:
+        if axis.name in fixed:
+            raise InputError(f"--grid varies {axis.name}, and {fixed[axis.name]} sets it; leave one out")
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -144,8 +167,10 @@ def read_prompts(file: Path) -> list[str]:
         lines = file.read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise InputError(f"--prompts {file} is not there; give a text file with a prompt on each line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompts {file} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--prompts {file} is no text in UTF-8; save it as such") from None
+    except OSError as error:
+        raise InputError(f"--prompts {file} cannot be read: {error.strerror}") from None
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
         raise InputError(f"--prompts {file} holds no prompt; write one on each line")
@@ -204,7 +229,12 @@ def check_room(store: Store, ahead: Forecast) -> None:
 
 def named(prompt: str, choice: Mapping[str, Any]) -> str:
     """A combination in one line."""
-    return " · ".join([prompt, *(f"{name} {value}" for name, value in choice.items())])
+    return " · ".join([" ".join(prompt.split()), *(f"{name} {_shown(name, value)}" for name, value in choice.items())])
+
+
+def _shown(name: str, value: Any) -> str:
+    """A value in a label: of a path its last part."""
+    return re.sub(r"[^\s:=]*/", "", str(value), count=1) if name in PLACES else str(value)
 
 
 def _plan(
@@ -232,13 +262,14 @@ def _ordered(combinations: list[Combination]) -> list[Combination]:
 def _axis_name(name: str) -> str:
     """How an axis is called: an option with its underscores, or EDITOR.SETTING, which may be written with a _ too."""
     known = [option for option in ("preset", *EditConfig.model_fields) if option not in NOT_TRIED]
-    option = name.replace("-", "_")
+    written = name.replace("-", "_")
+    option = next((option for option, given in AS_GIVEN if given == written), written)
     if option in known:
         return option
     if option in RuntimeConfig.model_fields:
         raise InputError(f"--grid {name}: no result depends on it, so there is nothing to choose; give it as an option")
     if option in NOT_TRIED:
-        raise InputError(f"--grid {name}: not varied here; prompts are given by --prompts, settings as EDITOR.SETTING")
+        raise InputError(f"--grid {name}: not varied here; {NOT_TRIED[option]}")
     for editor in sorted(editors.names(), key=len, reverse=True):
         known_as = editor.replace("-", "_")
         if option.startswith((f"{known_as}.", f"{known_as}_")) and len(option) > len(editor) + 1:
@@ -267,10 +298,15 @@ def _value(text: str) -> JsonValue:
     return value
 
 
+def _repeated(value: Any) -> tuple[str, ...]:
+    """One value of an option that may be given several times; an empty one stands for none."""
+    return (str(value),) if value not in (None, "") else ()
+
+
 def _axis(name: str, values: Sequence[Any]) -> Axis:
     """An axis with each of its values once; what is a text in an edit is one here, whatever it looks like."""
     field = EditConfig.model_fields.get(name)
-    is_text = field is not None and field.annotation in (str, str | None)
+    is_text = field is not None and (field.annotation in (str, str | None) or name in REPEATED)
     for value in values:
         if isinstance(value, list | dict):
             raise InputError(f"--grid {name}: {value!r} is no single value; give numbers or texts")

@@ -76,6 +76,26 @@ def given_of(options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+def renamed(options: Mapping[str, Any]) -> Options:
+    """Options as a file or Python names them, in which the command line's names stand for their own too.
+
+    `lora` is `loras`, and one text is a list of one; `keep_background` is a `mask_from`.
+    raises   InputError where one is said under both names
+    """
+    found: Options = {}
+    names = {given: name for name, given in REPEATED.items()} | {"keep_background": "mask_from"}
+    for said, value in options.items():
+        name = names.get(said, said)
+        if name in found or (name != said and name in options):
+            raise InputError(f"{said} is {name} by another name; say one of them")
+        if said == "keep_background":
+            value = f"cross-attention:{value}"
+        elif name != said and isinstance(value, str):
+            value = [value]
+        found[name] = value
+    return found
+
+
 def over(base: Mapping[str, Any], anew: Mapping[str, Any]) -> Options:
     """The options of `base` but for what is said anew.
 
@@ -124,7 +144,7 @@ def read_options(file: Path) -> Options:
 
     raises   InputError, one sentence, where it cannot be read or names an option that there is not
     """
-    options = read_toml(file, "--config", "a .toml file of options")
+    options = renamed(read_toml(file, "--config", "a .toml file of options"))
     for name in options:
         if name not in (*EDIT, *RUNTIME):
             raise InputError(f"--config {file}: no option {name!r}; have {', '.join((*EDIT, *RUNTIME))}")

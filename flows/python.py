@@ -95,16 +95,15 @@ def sweep_video(
     output     the folder of clips, sheet and page; VIDEO-sweep without it
     returns    the edits with their scores; `swept.dataset()` is the table
     """
-    from .grid import combine, forecast, make_axes
-    from .options import runtime_of
+    from .grid import make_axes
+    from .options import renamed
     from .places import store_at
-    from .run_sweep import Planned, run_sweep
+    from .run_sweep import planned_sweep, run_sweep
 
     opened = store_at(None if store is None else str(store))
     asked = _asked(video, prompts, options, opened)
-    chosen = asked.pop("prompts", ())
-    combinations = combine(asked, chosen, make_axes([*(grid or {}).items()]), runtime_of(asked), opened)
-    planned = Planned(combinations, forecast(combinations), opened)
+    said = renamed({name: value for name, value in options.items() if value is not None})
+    planned = planned_sweep(asked, said, asked.get("prompts", ()), make_axes([*(grid or {}).items()]), opened)
     metrics = {"flow": flow, "clip_model": clip_model}
     return run_sweep(planned, None if output is None else Path(output), metrics, engine, progress=progress)
 
@@ -113,16 +112,16 @@ def _asked(video: str | Path | None, prompts: Prompts | None, options: Mapping[s
     """The options by name, those of `config` and `like` among them where nothing else is said."""
     from store.errors import InputError
 
-    from .options import EDIT, RUNTIME, layered
+    from .options import EDIT, RUNTIME, layered, renamed
 
-    known = [name for name in (*EDIT, *RUNTIME, "config", "like") if name not in NAMED]
-    for name in options:
-        if name not in known:
-            raise InputError(f"there is no option {name!r}; have {', '.join(known)}")
     named = {"video": video and Path(video), "prompts": (prompts,) if isinstance(prompts, str) else prompts}
-    said = {**named, **options}
-    config, like = said.pop("config", None), said.pop("like", None)
-    anew = {name: value for name, value in said.items() if value is not None}
+    anew = renamed({name: value for name, value in {**named, **options}.items() if value is not None})
+    known = (*EDIT, *RUNTIME, "config", "like")
+    for name in anew:
+        if name not in known:
+            have = ", ".join(name for name in known if name not in NAMED)
+            raise InputError(f"there is no option {name!r}; have {have}")
+    config, like = anew.pop("config", None), anew.pop("like", None)
     asked = layered(anew, config and Path(config), like, lambda: store)
     if "video" not in asked:
         raise InputError("there is no video: name it, or a config or an earlier run (like) that does")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from store.errors import InputError
 from store.store import Store
 
+from .config import OF_PRESETS
 from .engine import Wanted
-from .grid import Combination, Forecast, combine, forecast, read_axes, read_prompts
-from .options import options_of, runtime_of
+from .grid import Axis, Combination, Forecast, check_free, combine, forecast, read_axes, read_prompts
+from .options import Options, options_of, runtime_of
 from .suite import Metrics
 from .sweep import Say, Sweep, Swept, unheard
 from .tasks import Progress
@@ -49,21 +50,28 @@ class Planned:
 
 
 def plan_sweep(
-    given: Mapping[str, Any], changed: Sequence[str], prompts: Path | None, grid: Sequence[str], store: Store
+    given: Mapping[str, Any], said: Collection[str], prompts: Path | None, grid: Sequence[str], store: Store
 ) -> Planned:
     """Plan every combination; nothing is run.
 
     given     values of the edit options by name
-    changed   the options that were given, which a grid cannot vary as well
+    said      names of those that were said now: what --config and --like say a grid may vary
     raises    InputError, one sentence, for a prompt, a name or a value that cannot be used
     """
-    axes = read_axes(grid)
-    for axis in axes:
-        if f"--{axis.name.replace('_', '-')}" in changed:
-            raise InputError(f"--grid varies {axis.name}, and --{axis.name.replace('_', '-')} sets it; leave one out")
     asked = [*(given["prompt"] or ()), *(read_prompts(prompts) if prompts else ())]
-    options = options_of(given)
-    combinations = combine(options, asked, axes, runtime_of(options), store)
+    return planned_sweep(
+        options_of(given), options_of({name: given[name] for name in said}), asked, read_axes(grid), store
+    )
+
+
+def planned_sweep(
+    options: Options, said: Options, prompts: Sequence[str], axes: Sequence[Axis], store: Store
+) -> Planned:
+    """The same of options by name, of which `said` are those that were said now."""
+    check_free(axes, said)
+    if any(axis.name == "preset" for axis in axes):
+        options = {name: value for name, value in options.items() if name not in OF_PRESETS or name in said}
+    combinations = combine(options, prompts, axes, runtime_of(options), store)
     return Planned(combinations, forecast(combinations), store)
 
 

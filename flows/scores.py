@@ -38,12 +38,17 @@ LOWER_FIRST = ("warp_error",)  # less is better; of the others more is, or neith
 
 
 class Scorer:
-    """Takes the scores of edits, each pair of source and edit once per store; models are loaded when one is missing."""
+    """Takes the scores of edits, each pair of source and edit once per store.
+
+    raises   InputError, before any edit is made, where the CLIP model or the optical flow is not to be had
+    """
 
     def __init__(self, store: Store, metrics: Metrics) -> None:
+        from stages.measures.clip import load_clip
         from stages.measures.optical_flow import choose
 
         self.store, self.metrics, self.estimator = store, metrics, choose(metrics.flow)
+        self.clip_model: Any = load_clip(metrics.clip_model) if metrics.clip_model else None
         self._known: tuple[str, Known] | None = None
 
     def __call__(self, plan: Plan, edit: Artifact, frames: Artifact) -> Scores:
@@ -81,13 +86,6 @@ class Scorer:
     def _truth(self, video: Path) -> str:
         file = truth_file(video)
         return self.store.file_hash(file) if file.is_file() else "unknown"
-
-    @cached_property
-    def clip_model(self) -> Any:
-        """The CLIP model; None where none is asked for."""
-        from stages.measures.clip import load_clip
-
-        return load_clip(self.metrics.clip_model) if self.metrics.clip_model else None
 
     @cached_property
     def _clip_identity(self) -> str:

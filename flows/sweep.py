@@ -60,10 +60,10 @@ class Edited:
     fault: str | None = None
 
     @property
-    def line(self) -> str:
-        """What was asked and its scores, in one line."""
+    def lines(self) -> str:
+        """What was asked, and its scores in a line of their own, which no length of the first cuts off."""
         scores = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in self.scores.items())
-        return f"{self.combination.label}   {scores}"
+        return f"{self.combination.label}\n{scores}"
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `sweep.json`; the file is relative to its folder."""
@@ -111,6 +111,7 @@ class Sweep:
     ) -> None:  # fmt: skip
         self.combinations, self.store, self.engine = combinations, store, engine
         self.say, self.progress = say, progress
+        self.score = Scorer(store, metrics)
         self.folder = make_folder(folder)
         self.files = {each.number: self.folder / clip_name(each) for each in combinations}
         for each in combinations:
@@ -118,7 +119,6 @@ class Sweep:
         check_picture(self.folder / "sheet.png")
         self.ahead = forecast(combinations)
         check_room(store, self.ahead)
-        self.score = Scorer(store, metrics)
         self.done: dict[int, Edited] = {}
 
     def run(self) -> Swept:
@@ -218,7 +218,7 @@ class Sweep:
             name = "sheet" if number == 1 else f"sheet-{number}"
             frames = self._artifacts(chosen[0].combination)[1]
             rows = [("source", _shown(Unpadded(frames, frames)))]
-            rows += [(each.line, _shown(Unpadded(*self._artifacts(each.combination)))) for each in chosen]
+            rows += [(each.lines, _shown(Unpadded(*self._artifacts(each.combination)))) for each in chosen]
             save_png(contact_sheet(rows, columns=SHEET_COLUMNS), self.folder / f"{name}.png")
             files[name] = str(self.folder / f"{name}.png")
         return files

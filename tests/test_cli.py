@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 import cli
+from store.errors import InputError
 from store.store import Store
 from tests.flows.runs import ALL, EDIT, small_clip
 from tests.stages.clips import audio_packets, write_clip
@@ -110,6 +112,20 @@ def refused(done: Done, says: str) -> None:
     assert done.err.startswith("tf: ") and done.err.endswith("\n") and done.err.count("\n") == 1, done.err
     assert says in done.err
     assert "Traceback" not in done.err and "unexpected" not in done.err
+
+
+@pytest.mark.parametrize("command", [["plan"], ["sweep"], ["eval"], ["inspect", "field"]], ids=" ".join)
+def test_whoever_looks_at_all_frames_shows_how_far_it_is(
+    tf: Tf, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    @contextmanager
+    def bar(title: str, frames: int) -> Iterator[None]:
+        raise InputError(f"a bar for {title} in {frames} frames")
+        yield
+
+    monkeypatch.setenv("TOKENFLOW_STORE", "empty")
+    monkeypatch.setattr("flows.terminal._frame_bar", bar)
+    refused(tf(*command, "clip.mp4", "--prompt", "a ball", "--model", tf.model), "a bar for looking for cuts in 7")
 
 
 BAD_VIDEOS: dict[str, tuple[Callable[[Path], object], str]] = {

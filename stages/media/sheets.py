@@ -103,7 +103,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw each row's label and, below it, up to `columns` of its frames, evenly spaced from the first to the last.
 
-    rows       (label, rgb (frame, height, width, channel) uint8); the sizes of two rows may differ
+    rows       (label of one or more lines, rgb (frame, height, width, channel) uint8); the sizes of two rows may differ
     columns    frames in a row, at least 1; a shorter row shows all it has
     scale      how many times larger a frame is drawn; without it, a whole number that makes frames about 160 px high
     """
@@ -113,15 +113,17 @@ def contact_sheet(
     factor = scale if scale is not None else max(1, round(160 / tallest))
     strips = [_strip(frames, columns, factor) for _, frames in rows]
     font = ImageFont.load_default(size=16)
-    label_height = 26
+    labels = [label.split("\n") for label, _ in rows]
     width = max(strip.width for strip in strips) + 2 * MARGIN
-    height = sum(strip.height + label_height for strip in strips) + MARGIN * (len(strips) + 1)
+    height = sum(map(len, labels)) * LABEL_LINE + sum(strip.height + MARGIN for strip in strips) + MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
     draw, top = ImageDraw.Draw(sheet), MARGIN
-    for (label, _), strip in zip(rows, strips, strict=True):
-        draw.text((MARGIN, top), _fitting(label, font, width - 2 * MARGIN), fill=INK, font=font)
-        sheet.paste(strip, (MARGIN, top + label_height))
-        top += label_height + strip.height + MARGIN
+    for lines, strip in zip(labels, strips, strict=True):
+        for line in lines:
+            draw.text((MARGIN, top), _fitting(line, font, width - 2 * MARGIN), fill=INK, font=font)
+            top += LABEL_LINE
+        sheet.paste(strip, (MARGIN, top))
+        top += strip.height + MARGIN
     return sheet
 
 

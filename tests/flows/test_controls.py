@@ -279,6 +279,11 @@ def test_what_is_no_fitting_controlnet_is_one_sentence(
     shutil.copytree(empty, pickled)
     (pickled / "diffusion_pytorch_model.bin").write_bytes(b"")
     cases.append((str(pickled), "--allow-pickle"))
+    grey = tmp_path / "grey"
+    shutil.copytree(control_folder, grey)
+    config = json.loads((grey / "config.json").read_text())
+    (grey / "config.json").write_text(json.dumps({**config, "conditioning_channels": 1}))
+    cases.append((str(grey), "reads control images of 1 channels, and a picture has 3"))
     for model, said in cases:
         with pytest.raises(InputError, match=said) as raised:
             plan(**changed(asked, model=model))

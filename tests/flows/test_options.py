@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import EditConfig, RuntimeConfig
-from flows.options import given_of, options_of, over, read_options
+from flows.config import EditConfig, RuntimeConfig, make_config
+from flows.options import given_of, options_of, over, read_options, renamed
+from store.errors import InputError
 from tests.test_cli import Tf, made, refused, tf  # noqa: F401 (fixtures)
 
 FILE = """
@@ -113,6 +114,21 @@ def test_what_is_not_said_is_left_out_and_nothing_is_lost() -> None:
     options = {name: value for name, value in config.model_dump().items() if value is not None}
     assert options_of(given_of(options)) == options
     assert options_of(given_of({"token_budget": 5, **RuntimeConfig().model_dump(exclude={"token_budget"})}))
+
+
+def test_a_prompt_of_a_whole_book_is_refused_in_one_short_sentence() -> None:
+    with pytest.raises(InputError, match=r"--prompt 'xxx.*…: string should have at most 2000 characters") as raised:
+        make_config(video=Path("v.mp4"), prompts=("x" * 3000,))
+    assert len(str(raised.value)) < 250
+
+
+def test_the_names_of_the_command_line_are_understood_too() -> None:
+    assert renamed({"lora": "a.safetensors", "region": ["m=x"], "keep_background": "ball", "seed": 3}) == {
+        "loras": ["a.safetensors"], "regions": ["m=x"], "mask_from": "cross-attention:ball", "seed": 3
+    }  # fmt: skip
+    for twice in ({"prompt": "a", "prompts": ["b"]}, {"mask_from": "sam:m@0,0", "keep_background": "a"}):
+        with pytest.raises(InputError, match="by another name; say one of them"):
+            renamed(twice)
 
 
 def test_one_mask_takes_the_place_of_the_other() -> None:

@@ -18,7 +18,7 @@ import pytest
 import xarray
 from PIL import Image
 
-from flows.grid import choices, make_axes, with_choice
+from flows.grid import choices, make_axes, named, with_choice
 from stages.diffusion.checks import NonFiniteLatents
 from tests.flows.runs import PREPARE, Executed
 from tests.flows.test_browser import page  # noqa: F401 (fixture)
@@ -95,7 +95,7 @@ def test_the_folder_holds_what_one_chooses_from(tf: Tf, prompts: list[str | Path
         assert each["scores"].keys() >= {"change", "warp_error", "sharpness"}
         assert float(row["change"]) == change == each["scores"]["change"] > 0
     assert json.loads(Path("out/sweep.json").read_text())["edits"] == answer["edits"]
-    assert Image.open("out/sheet.png").height > 9 * 160, "nine rows: the source, and eight edits"
+    assert Image.open("out/sheet.png").height > 9 * (160 + 26) + 8 * 26, "the source, and eight edits with scores"
     assert len(list(Path("out").glob("source-*.mp4"))) == 1
 
 
@@ -153,10 +153,17 @@ def test_an_edit_that_cannot_be_made_stops_no_other(
         (["--grid", "steps"], "--grid 'steps' is not NAME=VALUE,VALUE"),
         (["--grid", "blend=linear", "--grid", "blend=nearest"], "--grid names blend twice"),
         (["--grid", "precision=float16,float32"], "no result depends on it"),
-        (["--grid", "prompts=a,b"], "not varied here; prompts are given by --prompts"),
+        (["--grid", "prompt=a,b"], "not varied here; prompts are given by --prompts"),
+        (["--grid", "control=canny,depth"], "not varied here; make a sweep with each --control"),
+        (["--grid", "keep-background=a,b"], "not varied here; write mask_from=cross-attention:WORD"),
+        (["--grid", "pnp.attention=0,1", "--set", "attention=0.5"], "varies pnp.attention, and --set attention sets"),
+        (["--grid", "lora=a.safetensors", "--lora", "b.safetensors"], "varies loras, and --lora sets it; leave one"),
+        (["--grid", "mask_from=cross-attention:a", "--keep-background", "b"], "and --mask-from sets it; leave one out"),
+        (["--grid", "lora=a.safetensors"], "a red ball · loras a.safetensors: --lora a.safetensors is not there"),
         (["--grid", "seed=" + ",".join(map(str, range(600)))], "is 1200 edits; one may have 1000"),
         (["--prompts", "missing.txt"], "--prompts missing.txt is not there"),
         (["--flow", "deep"], "--flow 'deep'"),
+        (["--clip-model", "/none"], "/none"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -181,6 +188,36 @@ def test_settings_of_an_editor_are_tried_beside_it_alone() -> None:
     options = {"editor": "pnp", "editor_settings": {"feature": 0.1}}
     assert with_choice(options, choices(axes, "pnp")[0])["editor_settings"] == {"feature": 0.1, "attention": 0.3}
     assert with_choice(options, choices(axes, "pnp")[2])["editor_settings"] == {"strength": 0.5}
+
+
+def test_what_a_run_says_may_be_given_several_times_is_one_value_of_a_grid(tf: Tf) -> None:  # noqa: F811
+    (axis,) = make_axes([("lora", ["style.safetensors:0.5", ""])])
+    tried = [with_choice({"loras": ("old.safetensors",)}, choice)["loras"] for choice in choices([axis], "pnp")]
+    assert named("a ball", {"loras": "/long/way/style.safetensors:0.5", "blend": "linear"}) == (
+        "a ball · loras style.safetensors:0.5 · blend linear"
+    )
+    assert axis.name == "loras" and tried == [("style.safetensors:0.5",), ()]
+    Image.new("L", (40, 32), 255).save("white.png")
+    grid = ["--grid", "region=white.png=a star,white.png=a ring", "--prompt", "a ball"]
+    first, second = tf.edit("sweep", "clip.mp4", *grid, "--plan", "--json").json["edits"]
+    assert first["choice"] == {"regions": "white.png=a star"}
+    assert first["keys"]["read_masks"] == second["keys"]["read_masks"]
+    assert first["keys"]["edit_keyframes"] != second["keys"]["edit_keyframes"]
+
+
+def test_a_grid_varies_what_an_earlier_run_had(tf: Tf) -> None:  # noqa: F811
+    """Its interval was 3 and its steps were 2: what a grid tries is said anew, as an option would be."""
+    grid = ["--grid", "keyframe_interval=3,4", "--grid", "preset=balanced,best"]
+    planned = tf("sweep", "--like", "latest", *grid, "--plan", "--json")
+    assert planned.code == 0, planned.err
+    edits = planned.json["edits"]
+    assert len({each["keys"]["match_tokens"] for each in edits}) == 4, "a preset brings its own options"
+    ran = json.loads(tf("plan", "--like", "latest", "--json").out)["stages"]
+    assert edits[0]["keys"] == {row["stage"]: row["key"] for row in ran}
+    said = [*grid, "--keyframe-offsets", "2"]
+    fixed = tf("sweep", "--like", "latest", *said, "--plan", "--json").json["edits"]
+    assert len(fixed) == 2, "what is said beside the grid wins over the presets of it"
+    refused(tf("sweep", "--like", "latest", *grid, "--keyframe-interval", "3"), "varies keyframe_interval, and --keyf")
 
 
 def test_edits_that_share_a_stage_follow_each_other(tf: Tf, prompts: list[str | Path]) -> None:  # noqa: F811
