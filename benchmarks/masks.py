@@ -1,6 +1,6 @@
 """How well a word's mask fits its object, on clips that nothing was tuned on.
 
-    python -m benchmarks.masks --store DIR -o benchmarks/results/masks.json [--sheet PICTURE.png]
+    python -m benchmarks.masks --store DIR [-o FILE.json] [--sheet PICTURE.png]
 
 Clips of the pocket world from seeds of their own, and the same with the object smaller than any that the model has been
 trained on. Against the exact mask, over 8 frames: intersection over union; the share of the object that is found; the
@@ -97,7 +97,7 @@ def main(
         print(f"| mean | {size} | {' | '.join(f'{value:.2f}' for value in mean.values())} |")
     if output:
         answer = {
-            "command": "python -m benchmarks.masks --store DIR -o benchmarks/results/masks.json",
+            "command": "python -m benchmarks.masks --store DIR",
             "machine": f"{platform.machine()}, CPU, one thread, torch {torch.__version__}", "means": means,
             "clips": rows,
         }  # fmt: skip
