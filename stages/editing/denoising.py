@@ -191,8 +191,8 @@ class Denoiser:
             self._keep(passed, moment, sampling)
             yield moment
             steps = self._with_those_that_reuse(first)
-            drawn = self._keyframes_of(first, now, keyframe_latents)
-            now, between, sound = self._after(steps, now, drawn, sampling, wanted)
+            keyframes = self._keyframes_of(first, now, keyframe_latents)
+            now, between, sound = self._after(steps, now, keyframes, sampling, wanted)
             for row, step in enumerate(steps):
                 self._finite(passed, sound[row], stage, step)
             for step, latents in zip(steps[1:], between, strict=True):
