@@ -68,6 +68,7 @@ def ways(lcm: str | None, lora: str | None) -> dict[str, dict[str, Any]]:
             merged = few | {"steps": steps, "loras": (lora,), "guidance_scale": 1.0, "editor_settings": PNP}
             found[f"lora, {steps} steps"] = merged | {"timestep_spacing": "lcm"}
     if lcm is not None:
+        found["lcm, 4 steps, 4 of inversion"] = found["lcm, 4 steps"] | {"inversion_steps": 4}
         for editor in ("ddpm", "sdedit"):
             found[f"lcm, 4 steps, {editor}"] = {
                 **few, "steps": 4, "model": lcm, "guidance_scale": 3.0, "editor": editor,
@@ -97,7 +98,8 @@ def measured(
             if known is None:
                 known = Known.of(clip, plan.decode.spec, frames, model.decode(model.encode(frames)), choose())
                 yield {"clip": clip.name, "way": f"{clip.source_prompt} → {clip.prompts[0]}"}, frames
-            passes = sum(plan.units(node) for node in (plan.invert, plan.extract, plan.edits[0][1]))
+            nodes = [plan.invert, *([plan.noise] if plan.noise else []), plan.extract, plan.edits[0][1]]
+            passes = sum(plan.units(node) for node in nodes)
             whole = {node.stage for node in plan.to_compute()} >= {"invert_frames", "extract_tokens", "edit_keyframes"}
             began = time.process_time()
             edited = edit_one(session, prepared, *plan.edits[0])[1]()["rgb"][:]
