@@ -139,8 +139,8 @@ def _descriptions(file: Path, repository: str) -> str:
     except Exception:  # the hub's client raises a dozen unrelated classes, all meaning: not to be had
         raise InputError(
             f"checkpoint {file} holds weights alone, and the configs and tokenizer that go with them are not here and "
-            f"cannot be downloaded; where there is a network say hf download {repository} --include '*.json' '*.txt', "
-            "or convert the file to a diffusers folder"
+            f"cannot be downloaded; where there is a network say hf download {repository} --include '*.json' --include "
+            "'*.txt', or convert the file to a diffusers folder"
         ) from None
 
 
