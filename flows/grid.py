@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -108,6 +108,9 @@ def read_axes(texts: Sequence[str]) -> list[Axis]:
 
 def make_axes(given: Sequence[tuple[str, Sequence[Any]]]) -> list[Axis]:
     """Axes from names and values; InputError for a name that is none, or that comes twice."""
+    for name, values in given:
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise InputError(f"--grid {name}: {values!r} is no list of values; give {name} a list, even of one")
     axes = [_axis(_axis_name(name), values) for name, values in given]
     names = [axis.name for axis in axes]
     for axis in axes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from .config import EditConfig, RuntimeConfig
 from .presets import Preset
@@ -61,6 +61,7 @@ def edit_video(
     """
     from .run import clip_files, edited, walked_by
 
+    _check_engine(engine)
     plan = plan_video(video, prompts, store=store, **options)
     files = clip_files(plan, Path(output)) if output is not None else []
     return edited(plan, files, walked_by(engine), progress)
@@ -100,12 +101,22 @@ def sweep_video(
     from .places import store_at
     from .run_sweep import planned_sweep, run_sweep
 
+    _check_engine(engine)
     opened = store_at(None if store is None else str(store))
     asked = _asked(video, prompts, options, opened)
     said = renamed({name: value for name, value in options.items() if value is not None})
     planned = planned_sweep(asked, said, asked.get("prompts", ()), make_axes([*(grid or {}).items()]), opened)
     metrics = {"flow": flow, "clip_model": clip_model}
     return run_sweep(planned, None if output is None else Path(output), metrics, engine, progress=progress)
+
+
+def _check_engine(engine: str) -> None:
+    from store.errors import InputError
+
+    from .engine import Wanted
+
+    if engine not in get_args(Wanted):
+        raise InputError(f"there is no engine {engine!r}; have {', '.join(get_args(Wanted))}")
 
 
 def _asked(video: str | Path | None, prompts: Prompts | None, options: Mapping[str, Any], store: Store) -> Options:

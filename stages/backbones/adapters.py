@@ -5,6 +5,7 @@ Source: Hu et al., LoRA, arXiv 2106.09685; Gal et al., Textual Inversion, arXiv 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST = 10.0  # of a LoRA's weight, either way: beyond it nothing but noise was ever wanted
+OF_LAYER = re.compile(r"lora_A\b|lora_down\b|lora\.down\b|lora_linear_layer\.down\b")  # one tensor of each layer
 OF_SDXL = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
 
 
@@ -119,6 +121,8 @@ def adapt(pipeline: Any, adapters: Adapters) -> None:
 
 def _merge(pipeline: Any, loras: Sequence[Lora]) -> None:
     names = [f"lora_{place}" for place in range(len(loras))]
+    encoders = [name for name in family_of_unet(pipeline.unet.config).COMPONENTS if name.startswith("text_encoder")]
+    parts = ["unet", *encoders]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns of what is meant: several LoRAs in one model
         for name, lora in zip(names, loras, strict=True):
@@ -126,13 +130,21 @@ def _merge(pipeline: Any, loras: Sequence[Lora]) -> None:
                 pipeline.load_lora_weights(
                     lora.file.parent, weight_name=lora.file.name, adapter_name=name, local_files_only=True
                 )
-            if not any(name in found for found in pipeline.get_list_adapters().values()):
+            held = sum(bool(OF_LAYER.search(tensor)) for tensor in _names("--lora", lora.file))
+            found = sum(
+                name in getattr(layer, "lora_A", ()) for part in parts for layer in getattr(pipeline, part).modules()
+            )
+            if not found:
                 raise InputError(
                     f"--lora {lora.file} changes nothing of this model; give one that was trained on its family"
                 )
+            if 2 * found < held:
+                raise InputError(
+                    f"--lora {lora.file} is of {held} layers, of which this model has {found}; give one that was "
+                    "trained on its family"
+                )
     pipeline.set_adapters(names, [lora.weight for lora in loras])
-    encoders = [name for name in family_of_unet(pipeline.unet.config).COMPONENTS if name.startswith("text_encoder")]
-    pipeline.fuse_lora(components=["unet", *encoders], adapter_names=names)
+    pipeline.fuse_lora(components=parts, adapter_names=names)
     pipeline.unload_lora_weights()
 
 

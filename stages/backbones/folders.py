@@ -164,8 +164,8 @@ def _descriptions(file: Path, repository: str) -> Path:
     except Exception:  # the hub's client raises a dozen unrelated classes, all meaning: not to be had
         raise InputError(
             f"checkpoint {file} holds weights alone, and the configs and tokenizer that go with them are not here and "
-            f"cannot be downloaded; where there is a network say hf download {repository} --include '*.json' '*.txt', "
-            f"or say {file.name}:FOLDER with a diffusers folder of the same structure"
+            f"cannot be downloaded; where there is a network say hf download {repository} --include '*.json' --include "
+            f"'*.txt', or say {file.name}:FOLDER with a diffusers folder of the same structure"
         ) from None
 
 

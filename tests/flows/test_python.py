@@ -81,6 +81,22 @@ def test_a_sweep_gives_its_table(small: dict[str, Any], tmp_path: Path) -> None:
     assert table["pnp.attention"].values.tolist() == ["0", "1"] and (table["change"] > 0).all()
 
 
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"grid": {"blend": "linear"}}, "--grid blend: 'linear' is no list of values"),
+        ({"grid": {"seed": 3}}, "--grid seed: 3 is no list of values"),
+        ({"grid": {"seed": [1, 2]}, "seed": 3}, "--grid varies seed, and --seed sets it"),
+        ({"engine": "perfect"}, "there is no engine 'perfect'; have auto, prefect, direct"),
+        ({"prompt": "a star"}, "prompt is prompts by another name"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_sweep_that_cannot_be_is_one_sentence(small: dict[str, Any], said: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        sweep_video(prompts=["a red ball"], **said, **{n: v for n, v in small.items() if n not in said})
+
+
 def test_the_notebook_runs_from_top_to_bottom(
     small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

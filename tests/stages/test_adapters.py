@@ -90,6 +90,16 @@ def test_a_lora_as_kohya_writes_it_is_the_same(tiny_folder: Path, tmp_path: Path
     assert not torch.equal(halved.encode_text(["a ball"]), load(str(tiny_folder), Runtime()).encode_text(["a ball"]))
 
 
+def test_a_lora_of_which_most_layers_are_anothers_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    """diffusers leaves them out without a word."""
+    whole = load_file(lora_for(tiny_folder, tmp_path / "one.safetensors"))
+    mine = {name: values for name, values in whole.items() if name.startswith(f"unet.{LAYER}.")}
+    theirs = {f"unet.block_{n}.to_q.{name.split('.to_q.')[1]}": v.clone() for n in range(2) for name, v in mine.items()}
+    save_file(mine | theirs, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="is of 3 layers, of which this model has 1; give one that was trained on"):
+        loaded(tiny_folder, str(tmp_path / "other.safetensors"))
+
+
 def test_an_adapter_of_pefts_own_is_refused_by_its_name(tmp_path: Path) -> None:
     file = tmp_path / "adapter_model.safetensors"
     save_file({"base_model.model.mid_block.to_q.lora_A.weight": torch.zeros(1)}, file)
