@@ -102,7 +102,7 @@ class Swept:
 class Sweep:
     """Combinations of one video that are to be edited into a folder.
 
-    raises   InputError, before anything is computed, where a clip could not be written
+    raises   InputError, before anything is computed, where a clip could not be written, or its engine has no runner
     """
 
     def __init__(
@@ -111,6 +111,9 @@ class Sweep:
     ) -> None:  # fmt: skip
         self.combinations, self.store, self.engine = combinations, store, engine
         self.say, self.progress = say, progress
+        runner = combinations[0].plan.runtime.runner
+        if runner != "here" and engine == "direct":
+            raise InputError(f"--runner {runner} is Prefect's, and a sweep does without it; say --engine prefect too")
         self.score = Scorer(store, metrics)
         self.folder = make_folder(folder)
         self.files = {each.number: self.folder / clip_name(each) for each in combinations}

@@ -164,6 +164,7 @@ def test_an_edit_that_cannot_be_made_stops_no_other(
         (["--prompts", "missing.txt"], "--prompts missing.txt is not there"),
         (["--flow", "deep"], "--flow 'deep'"),
         (["--clip-model", "/none"], "/none"),
+        (["--runner", "dask"], "and a sweep does without it; say --engine prefect too"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
