@@ -131,7 +131,8 @@ class _Source:
 
     def __init__(self, latents: Arrays, timesteps: Sequence[int], text: Tensor, backbone: Backbone) -> None:
         self.latents, self.timesteps, self.text, self.backbone = latents["latents"], timesteps, text, backbone
-        self.layers = _layers(backbone, self.latents.shape[-2:])
+        height, width = self.latents.shape[-2:]
+        self.layers = _layers(backbone, (height, width))
         self.grid = max(self.layers.values())
 
     def attended(self, block: range, steps: Sequence[int], places: list[int]) -> Tensor:
