@@ -93,8 +93,8 @@ def main(
         }
         for size in SIZES
     }
-    for side, mean in means.items():
-        print(f"| mean | {side} | {' | '.join(f'{value:.2f}' for value in mean.values())} |")
+    for share, mean in means.items():
+        print(f"| mean | {share} | {' | '.join(f'{value:.2f}' for value in mean.values())} |")
     if output:
         answer = {
             "command": "python -m benchmarks.masks --store DIR",
