@@ -179,7 +179,8 @@ def train_consistency(
     for part in (pipeline.unet, pipeline.text_encoder):
         part.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     torch.manual_seed(recipe.seed)
-    module: Any = Distillation(new_student(pipeline.unet, recipe.rank)).to(memory_format=torch.channels_last)
+    module: Any = Distillation(new_student(pipeline.unet, recipe.rank))
+    module.to(memory_format=torch.channels_last)
     worker = Worker(0, 1, torch.device("cpu"), run)
     loss = _Loss(module, pipeline, _data(recipe, run, worker, model or model_folder()), recipe)
     finished = fit(
