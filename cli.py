@@ -132,8 +132,8 @@ def edit_options(
         str | None, typer.Option(metavar="NAME", help="ddim, or dpmpp_2m: of second order, for fewer steps.")
     ] = None,
     timestep_spacing: Annotated[
-        str | None, typer.Option(metavar="NAME", help="leading, trailing, linspace, or lcm: with a LoRA of LCM.")
-    ] = None,
+        str, typer.Option(metavar="NAME", help="auto, leading, trailing, linspace, or lcm: with a LoRA of LCM.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Of the keyframe schedule and of an editor's noise.")] = 0,
     editor: Annotated[
         str, typer.Option(metavar="NAME", help="pnp, ddpm, sdedit, controlnet; per-frame, joint.")

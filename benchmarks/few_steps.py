@@ -68,13 +68,19 @@ def ways(lcm: str | None, lora: str | None) -> dict[str, dict[str, Any]]:
             merged = few | {"steps": steps, "loras": (lora,), "guidance_scale": 1.0, "editor_settings": PNP}
             found[f"lora, {steps} steps"] = merged | {"timestep_spacing": "lcm"}
     if lcm is not None:
-        found["lcm, 4 steps, 4 of inversion"] = found["lcm, 4 steps"] | {"inversion_steps": 4}
+        for steps in (8, 4):
+            found[f"lcm, {steps} steps, {steps} of inversion"] = found[f"lcm, {steps} steps"] | {
+                "inversion_steps": steps
+            }
+        found["lcm, 4 steps, 4 of inversion, 5 evaluations"] = {
+            **found["lcm, 4 steps, 4 of inversion"], "inversion_evaluations": 5,
+        }  # fmt: skip
         for editor in ("ddpm", "sdedit"):
             found[f"lcm, 4 steps, {editor}"] = {
                 **few, "steps": 4, "model": lcm, "guidance_scale": 3.0, "editor": editor,
             }  # fmt: skip
     if lora is not None:
-        found["lora, 4 steps, own spacing"] = found["lora, 4 steps"] | {"timestep_spacing": None}
+        found["lora, 4 steps, own spacing"] = found["lora, 4 steps"] | {"timestep_spacing": "auto"}
     return found
 
 
@@ -97,7 +103,7 @@ def measured(
             frames = prepared.frames()["rgb"][:]
             if known is None:
                 known = Known.of(clip, plan.decode.spec, frames, model.decode(model.encode(frames)), choose())
-                yield {"clip": clip.name, "way": f"{clip.source_prompt} → {clip.prompts[0]}"}, frames
+                yield {"clip": clip.name, "way": f"{clip.source_prompt}: {clip.prompts[0]}"}, frames
             nodes = [plan.invert, *([plan.noise] if plan.noise else []), plan.extract, plan.edits[0][1]]
             passes = sum(plan.units(node) for node in nodes)
             whole = {node.stage for node in plan.to_compute()} >= {"invert_frames", "extract_tokens", "edit_keyframes"}

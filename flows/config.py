@@ -140,9 +140,9 @@ class EditConfig(Frozen):
     solver: Solver = Field(
         "ddim", title="Solver", description="ddim, or dpmpp_2m of second order, for fewer steps; of inversion and edit"
     )
-    timestep_spacing: Spacing | None = Field(
-        None, title="Timestep spacing", description="leading, trailing, linspace, or lcm for a LoRA of latent "
-        "consistency; as the model's own file has it without it",
+    timestep_spacing: Spacing = Field(
+        "auto", title="Timestep spacing", description="auto: as the model's own file says; leading, trailing, "
+        "linspace, or lcm for a LoRA of latent consistency",
     )  # fmt: skip
     seed: int = Field(0, title="Seed", description="of the keyframe schedule, and of an editor's noise", ge=0, lt=2**63)
     editor: str = Field("pnp", title="Editor", description="the editing base", json_schema_extra=editor_names)

@@ -47,7 +47,7 @@ class Spec(Frozen):
     evaluations: int = Field(1, ge=1, le=10)
     solver: Solver = "ddim"
     tiled: bool = False
-    timestep_spacing: Spacing | None = None
+    timestep_spacing: Spacing = "auto"
 
 
 def checked_frames(frames: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ Placement = Literal["interval", "adaptive"]
 Solver = Literal["ddim", "dpmpp_2m"]
 """The deterministic solvers, of first and of second order."""
 
-Spacing = Literal["leading", "trailing", "linspace", "lcm"]
-"""The ways in which the timesteps of an edit are taken from those that a model was trained on."""
+Spacing = Literal["auto", "leading", "trailing", "linspace", "lcm"]
+"""The ways in which an edit's timesteps are taken from those that a model was trained on; auto: as its file says."""
 
 MOST_REGIONS = 8  # prompts of parts of the picture: each costs about what the edit's own prompt does

@@ -34,9 +34,9 @@ class NoiseSchedule(Frozen):
     rescale_betas_zero_snr: bool = False
     original_inference_steps: int | None = None  # of a latent consistency model: those that it was distilled at
 
-    def spaced(self, spacing: Spacing | None) -> NoiseSchedule:
+    def spaced(self, spacing: Spacing) -> NoiseSchedule:
         """The same with other timesteps: diffusers' spacings by name, "lcm" as `LCMScheduler` has them by default."""
-        if spacing is None:
+        if spacing == "auto":
             return self
         if spacing == "lcm":
             return self.model_copy(

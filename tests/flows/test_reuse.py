@@ -306,7 +306,7 @@ CHANGES: dict[str, Any] = {
     "feature_reuse": 2, "solver": "dpmpp_2m", "controls": ({"kind": "canny"},), "cuts": "4",
     "keyframe_placement": "adaptive", "deflicker": 0.5, "match_colours": 0.5, "mask_from": "cross-attention:a",
     "fps": 4.0, "prompt_weighting": True, "letterbox": "4,0,4,0", "vae_tiling": "on",
-    "regions": ("cross-attention:a=b",),
+    "regions": ("cross-attention:a=b",), "timestep_spacing": "trailing",
 }  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def test_a_spacing_that_is_asked_for_is_that_of_diffusers(spacing: Spacing, sche
     theirs.set_timesteps(steps)
     schedule = noise_schedule(own)
     assert timesteps(schedule.spaced(spacing), steps) == tuple(int(t) for t in theirs.timesteps)
-    assert schedule.spaced(None) == schedule
+    assert schedule.spaced("auto") == schedule
 
 
 def test_more_steps_than_it_was_distilled_at_are_refused() -> None:
