@@ -166,6 +166,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "frames garbled": (["--prompt", "a", "--frames", "a:b"], "is not START:STOP"),
     "frames step 0": (["--prompt", "a", "--frames", "0:5:0"], "step of 0"),
     "size garbled": (["--prompt", "a", "--size", "big"], "is not WIDTHxHEIGHT"),
+    "size no multiple": (["--prompt", "a", "--size", "30x32"], "take 28x32 or 32x32"),
     "size 0": (["--prompt", "a", "--size", "0x0"], "leaves no pixel"),
     "model empty": (["--prompt", "a", "--model", ""], "--model is empty"),
     "model missing": (["--prompt", "a", "--model", "./nowhere"], "no model './nowhere'"),

@@ -312,11 +312,18 @@ def choose_size(info: VideoInfo, multiple: int, requested: str | None = None) ->
     """Choose the size that frames are brought to: never cropped, and never silently distorted.
 
     multiple     both sides of what the model sees must be multiples of it: the picture is padded to them
-    requested    "WIDTHxHEIGHT", taken as it is; the source's own without it
-    raises       InputError where it is no size
+    requested    "WIDTHxHEIGHT", of such multiples or the source's own, which it is without it
+    raises       InputError where it is no such size, naming the nearest
     """
     source = (info.width, info.height)
     width, height = source if requested is None else _parse_size(requested)
+    if (width, height) != source and (width % multiple or height % multiple):
+        below = "x".join(str(max(1, side // multiple) * multiple) for side in (width, height))
+        above = "x".join(str(-(-side // multiple) * multiple) for side in (width, height))
+        raise InputError(
+            f"--size {requested} does not suit the model, whose sizes are multiples of {multiple}; take {below} or "
+            f"{above}, or leave it out for the source's own {info.width}×{info.height}"
+        )
     right, bottom = -width % multiple, -height % multiple
     said = []
     if (width, height) != source:

@@ -299,7 +299,8 @@ def test_the_size_is_the_sources_own_padded_for_the_model_which_is_said() -> Non
     )
     assert choose_size(video(128, 64), 8).sentence is None
     assert "as asked; same aspect ratio" in str(choose_size(video(128, 64), 8, "64x32").sentence)
-    assert "aspect ratio off by 1.6 %); for the model 63×32" in str(choose_size(video(128, 64), 8, "63x32").sentence)
+    assert "as asked; aspect ratio off by 12.5 %" in str(choose_size(video(128, 64), 8, "72x32").sentence)
+    assert choose_size(video(101, 67), 8, "101x67") == choice, "of other sizes the source's own alone is padded"
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([4, 8, 16, 64]))
@@ -314,6 +315,7 @@ def test_the_picture_is_never_smaller_than_the_source(width: int, height: int, m
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("100x70", "take 96x64 or 104x72, or leave it out for the source's own 96×64"),
         ("0x64", "leaves no pixel"),
         ("64", "is not WIDTHxHEIGHT"),
         ("-64x64", "is not WIDTHxHEIGHT"),
