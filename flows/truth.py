@@ -24,7 +24,7 @@ def true_scenes(video: Path, spec: dict[str, Any], shape: tuple[int, ...]) -> Sc
         raise InputError(str(error)) from None
     if scenes is None or shape[1] != shape[2]:
         return None
-    if spec.get("fps") or spec.get("bars") or spec.get("padding"):
+    if spec.get("fps") or spec.get("bars") or any(spec.get("padding", ())):
         return None
     chosen = scenes[slice(spec["start"], spec["stop"], spec["step"])]
     return chosen if len(chosen) == shape[0] else None
