@@ -528,6 +528,19 @@ class Denoiser(nn.Module):
         self.text = new_text_encoder(recipe, tokenizer)
 
 
+def text_reader(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> Callable[[str], Tensor]:
+    """Caption → what the encoder, which does not learn, makes of it (token, channel); each is read once."""
+
+    @lru_cache(maxsize=4096)
+    @torch.no_grad()
+    def read(caption: str) -> Tensor:
+        ids = tokenizer(caption, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
+        states: Tensor = encoder(ids.input_ids).last_hidden_state
+        return states[0]
+
+    return read
+
+
 def train_denoiser(recipe: Recipe, worker: Worker, stop_at: int | None) -> bool:
     """Epsilon-prediction with min-SNR weights (Hang et al., arXiv 2303.09556, gamma = 5) and stratified timesteps."""
     torch.manual_seed(recipe.seed + 1)

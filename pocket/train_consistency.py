@@ -11,7 +11,6 @@ told nothing and has learnt one scale.
 import argparse
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from pocket import judge_file, model_folder
 from pocket.score import load_pipeline
-from pocket.train import CONTEXT, Recipe, Worker, encode_latents, fit, sentence_of, start_from
+from pocket.train import Recipe, Worker, encode_latents, fit, sentence_of, start_from, text_reader
 
 __all__ = ["ConsistencyRecipe", "Distillation", "export", "new_student", "train_consistency"]
 
@@ -102,20 +101,13 @@ class _Loss:
         self.module, self.pipeline, self.data, self.recipe = module, pipeline, data, recipe
         self.alphas = pipeline.scheduler.alphas_cumprod
         self.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
-        self.text_of = lru_cache(maxsize=4096)(self._text_of)
+        self.text_of = text_reader(pipeline.tokenizer, pipeline.text_encoder)
 
-    @torch.no_grad()
-    def _text_of(self, sentence: str) -> Tensor:
-        """The text encoder's answer (token, channel)."""
-        tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(sentence, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
-        states: Tensor = self.pipeline.text_encoder(ids.input_ids).last_hidden_state
-        return states[0]
-
-    def _parts(self, noisy: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_0, sqrt(1 - ᾱ)) of predicted noise."""
+    def _guess(self, noisy: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """x_0 by predicted noise, (picture, channel, height, width) each; timesteps (picture)."""
         a = self.alphas[timestep][:, None, None, None]
-        return (noisy - (1 - a).sqrt() * noise) / a.sqrt(), a
+        guess: Tensor = (noisy - (1 - a).sqrt() * noise) / a.sqrt()
+        return guess
 
     def _clean(self, unet: Any, noisy: Tensor, timestep: Tensor, text: Tensor, w: Tensor) -> Tensor:
         """x_0 as a consistency model answers: what it was given itself at the clean end (eq. 9)."""
@@ -125,7 +117,7 @@ class _Loss:
         noise = unet(noisy, timestep, text, timestep_cond=told).sample
         scalings = [self.scheduler.get_scalings_for_boundary_condition_discrete(int(t)) for t in timestep]
         skip, out = (torch.tensor(values).float()[:, None, None, None] for values in zip(*scalings, strict=True))
-        return skip * noisy + out * self._parts(noisy, noise, timestep)[0]
+        return skip * noisy + out * self._guess(noisy, noise, timestep)
 
     @torch.no_grad()
     def _stepped(self, noisy: Tensor, timestep: Tensor, nearer: Tensor, text: Tensor, w: Tensor) -> Tensor:
@@ -133,7 +125,7 @@ class _Loss:
         both = torch.cat([text, self.text_of("").expand_as(text)])
         cond, uncond = self.pipeline.unet(noisy.repeat(2, 1, 1, 1), timestep.repeat(2), both).sample.chunk(2)
         noise = cond + w[:, None, None, None] * (cond - uncond)
-        clean, _ = self._parts(noisy, noise, timestep)
+        clean = self._guess(noisy, noise, timestep)
         a = self.alphas[nearer][:, None, None, None]
         return a.sqrt() * clean + (1 - a).sqrt() * noise
 

@@ -10,7 +10,6 @@ denoiser's through convolutions that start at zero; half of the captions are emp
 import argparse
 import shutil
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from pocket import control_folder, model_folder
 from pocket.edges import edges
 from pocket.score import load_pipeline
-from pocket.train import CONTEXT, Recipe, Worker, attributes_of, fit, painted, seeded, sentence_of
+from pocket.train import Recipe, Worker, attributes_of, fit, painted, seeded, sentence_of, text_reader
 from pocket.world import sample_scenes
 
 __all__ = ["ControlRecipe", "export", "new_control", "train_control"]
@@ -82,15 +81,7 @@ class _Loss:
     ) -> None:
         self.control, self.pipeline, self.data, self.recipe = control, pipeline, data, recipe
         self.alphas = pipeline.scheduler.alphas_cumprod
-        self.text_of = lru_cache(maxsize=4096)(self._text_of)
-
-    @torch.no_grad()
-    def _text_of(self, sentence: str) -> Tensor:
-        """The text encoder's answer (token, channel)."""
-        tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(sentence, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
-        states: Tensor = self.pipeline.text_encoder(ids.input_ids).last_hidden_state
-        return states[0]
+        self.text_of = text_reader(pipeline.tokenizer, pipeline.text_encoder)
 
     def _texts(self, pick: Tensor, chances: Tensor) -> Tensor:
         chances[:, 0] *= 0.1 / self.recipe.empty_captions  # `sentence_of` leaves one in ten empty

@@ -82,6 +82,8 @@ def padded(picture: Rgb, padding: tuple[int, int]) -> Rgb:
 
 def with_bars(rgb: Rgb, bars: tuple[int, int, int, int]) -> Rgb:
     """Frames (frame, height, width, channel) between black bars: top, right, bottom, left."""
+    if not any(bars):
+        return rgb
     top, right, bottom, left = bars
     return np.pad(rgb, ((0, 0), (top, bottom), (left, right), (0, 0)))
 
