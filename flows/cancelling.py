@@ -18,11 +18,10 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.engine import answers
+from flows.engine import SECONDS_TO_ANSWER, answers
 from store.errors import Terminated
 
 SECONDS_BETWEEN_LOOKS = 3  # at whether the run is to be cancelled
-SECONDS_TO_ANSWER = 3
 
 
 def _interrupt_main() -> None:

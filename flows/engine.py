@@ -29,7 +29,7 @@ Wanted = Literal["auto", "prefect", "direct"]
 Chosen = Literal["prefect", "direct"]
 
 LOCAL_API = ("127.0.0.1", 4200, "/api")
-SECONDS_TO_ANSWER = 3
+SECONDS_TO_ANSWER = 10  # of a server: one that is there, and busy, is not taken for one that is not
 SECONDS_WITHOUT_SIGN = 120  # of life, after which a run counts for dead: four heartbeats
 DEFAULTS = {  # of Prefect's settings, where the user has none of their own
     "DO_NOT_TRACK": "1",

@@ -18,7 +18,7 @@ import pytest
 
 from flows.engine import DEFAULTS
 
-SECONDS_TO_START = 300
+PATIENCE = 300  # seconds after which something that is waited for is taken to never come, on any machine
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -45,11 +45,11 @@ def serving(home: Path, port: int | None = None) -> Iterator[str]:
             env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         try:
-            wait_for(lambda: get(url, "/health"), f"no server: {(home / 'server.log').read_text()}", SECONDS_TO_START)
+            wait_for(lambda: get(url, "/health"), f"no server: {(home / 'server.log').read_text()}")
             yield url
         finally:
             server.terminate()
-            server.wait(timeout=60)
+            server.wait(PATIENCE)
 
 
 @contextmanager
@@ -76,14 +76,18 @@ def get(api: str, path: str) -> Any:
         return None
 
 
-def wait_for(look: Callable[[], Any], otherwise: str, seconds: float = 30) -> Any:
-    """What `look` gives as soon as it gives something."""
-    deadline = time.monotonic() + seconds
+def wait_for(look: Callable[[], Any], otherwise: str, process: subprocess.Popen[str] | None = None) -> Any:
+    """What `look` gives as soon as it gives something; in vain once `process`, which is to cause it, has ended."""
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
+        over = process is not None and process.poll() is not None
         if seen := look():
             return seen
+        if over:
+            assert process is not None
+            raise AssertionError(f"{otherwise}; the process ended with {process.returncode}: {process.communicate()}")
         time.sleep(0.2)
-    raise AssertionError(otherwise)
+    raise AssertionError(f"{otherwise} in {PATIENCE} s")
 
 
 def last_flow_run() -> Any:

@@ -162,7 +162,7 @@ def running(desk: AtDesk, run: str, stage: str) -> Any:
     def look() -> Any:
         return any(t["name"].startswith(stage) and t["state_name"] == "Running" for t in desk.task_runs(run))
 
-    return wait_for(look, f"{stage} does not begin", 120)
+    return wait_for(look, f"{stage} does not begin")
 
 
 LONG = ("--inversion-steps", 400, "--inversion-evaluations", 10)  # seconds enough to be stopped in

@@ -24,6 +24,7 @@ from store import zarr_io
 from store.errors import InputError, StorePlaceError
 from store.store import Store
 from tests.flows.runs import ALL, EDIT, Executed, computed, digests, edit, make_plan, small_clip
+from tests.flows.server import PATIENCE
 from tests.tiny.models import save_model
 
 ROOT = Path(__file__).parents[2]
@@ -263,12 +264,12 @@ def test_a_killed_run_resumes(
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", *asked], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    until = time.monotonic() + 240
+    until = time.monotonic() + PATIENCE
     while not list(place.glob("drafts/match_tokens-*/parts/*.json")) and time.monotonic() < until:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(how)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert out == ""
     polite = {signal.SIGINT: (130, "tf: interrupted"), signal.SIGTERM: (143, "tf: terminated")}
     if how in polite:

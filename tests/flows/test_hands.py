@@ -24,7 +24,7 @@ from flows.engine import EngineError, api_fault, choose_engine, describe_api, us
 from store.errors import InputError
 from store.store import Store
 from tests.flows.desks import AtDesk, command, environment_in, post
-from tests.flows.server import configured, free_port, get, serving, wait_for
+from tests.flows.server import PATIENCE, configured, free_port, get, serving, wait_for
 from tests.stages.clips import write_clip
 
 SHORT, LONG = 20, 400  # inversion steps; a long run lasts until it is stopped
@@ -62,7 +62,9 @@ def begun(desk: AtDesk, words: list[object], ignoring: bool = False) -> subproce
     )  # fmt: skip
 
 
-def reached(api: str, prompt: str, stage: str, said: str = "") -> str:
+def reached(
+    api: str, prompt: str, stage: str, process: subprocess.Popen[str] | None = None, said: str = ""
+) -> str:
     """The id of the newest run of `prompt`, once a stage of it is at work, or its log has said something."""
 
     def look() -> Any:
@@ -77,7 +79,7 @@ def reached(api: str, prompt: str, stage: str, said: str = "") -> str:
         heard = any(said in each["message"] for each in logs)
         return found[0]["id"] if (heard if said else at_work) else None
 
-    return str(wait_for(look, f"{stage} does not begin", 180))
+    return str(wait_for(look, f"{stage} does not begin", process))
 
 
 def state(api: str, run: str) -> tuple[str, str]:
@@ -88,7 +90,7 @@ def state(api: str, run: str) -> tuple[str, str]:
 
 def ended(api: str, run: str) -> tuple[str, str]:
     """The same, once it is over."""
-    return tuple(wait_for(lambda: (s := state(api, run))[0] in FINAL and s, "the run does not end", 120))  # type: ignore[return-value]
+    return tuple(wait_for(lambda: (s := state(api, run))[0] in FINAL and s, "the run does not end"))  # type: ignore[return-value]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -107,9 +109,9 @@ def test_a_signal_ends_a_run_with_one_line_and_the_server_says_cancelled(
 ) -> None:
     prompt = f"stopped by {number.name}"
     process = begun(desk, asked(prompt, LONG))
-    run = reached(desk.api, prompt, "invert")
+    run = reached(desk.api, prompt, "invert", process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert said.count("\n") == 1
     assert "what was finished is kept" in said
@@ -125,9 +127,9 @@ def test_a_direct_run_in_the_background_is_cancelled_inside_its_edit_and_the_nex
     prompt = "stopped inside the edit"
     assert desk.tf(*asked(prompt, 60, "--steps", 60, store="calm"), "--engine", "direct").code == 0
     process = begun(desk, asked(prompt, 60, "--steps", 60), ignoring=True)
-    run = reached(desk.api, prompt, "edit")
+    run = reached(desk.api, prompt, "edit", process)
     desk.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said.count("\n")) == (130, 1)
     assert ended(desk.api, run)[0] == "CANCELLED"
     kept = digests(tmp_path / "store")
@@ -149,15 +151,15 @@ def test_a_run_goes_on_without_its_worker_and_it_and_who_waits_for_it_can_still_
     psutil.Process(desk.state()["worker"]["pid"]).kill()
     killed = datetime.now(UTC).isoformat()
     waiter = begun(desk, asked("waits for the same video", LONG))
-    waiting = reached(desk.api, "waits for the same video", "", said="wait")
+    waiting = reached(desk.api, "waits for the same video", "", waiter, said="wait")
     lines = {"flow_run_id": {"any_": [run]}, "timestamp": {"after_": killed}}
-    wait_for(lambda: desk.post("/logs/filter", logs=lines)[1], "the run says nothing more", 120)
+    wait_for(lambda: desk.post("/logs/filter", logs=lines)[1], "the run says nothing more")
     assert process.is_running()
     for each, stopped in ((waiting, waiter.pid), (run, process.pid)):
         done = desk.tf("cancel", each[:12], "--json")
         assert (done.code, done.json["state"]) == (0, "Cancelled"), done.err
-        wait_for(lambda stopped=stopped: _is_over(stopped), "the process goes on", 60)  # type: ignore[misc]
-    assert waiter.wait(60) == 130
+        wait_for(lambda stopped=stopped: _is_over(stopped), "the process goes on")  # type: ignore[misc]
+    assert waiter.wait(PATIENCE) == 130
     assert desk.tf("up", "--store", desk.store).code == 0
 
 
@@ -170,9 +172,9 @@ def _is_over(pid: int) -> bool:
 def test_a_run_that_is_declared_cancelled_stops_too(desk: AtDesk, asked: Asked) -> None:
     """As when it began in the moment in which somebody cancelled it."""
     process = begun(desk, asked("declared cancelled", LONG))
-    run = reached(desk.api, "declared cancelled", "invert")
+    run = reached(desk.api, "declared cancelled", "invert", process)
     desk.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLED", "name": "Cancelled"}, force=True)
-    assert process.wait(60) == 130
+    assert process.wait(PATIENCE) == 130
     assert state(desk.api, run)[0] == "CANCELLED"
 
 
@@ -272,22 +274,22 @@ def test_a_run_and_who_watches_it_go_on_when_the_server_is_started_again_and_ctr
     with serving(home, port) as api:
         desk = AtDesk(tmp_path, {**environment_in(tmp_path), "PREFECT_API_URL": api}, {"api": api})
         process = begun(desk, asked("through a restart", SHORT))
-        run = reached(api, "through a restart", "invert")
+        run = reached(api, "through a restart", "invert", process)
         watching = begun(desk, ["watch", run, "--json"])
         assert watching.stderr is not None
         assert "through a restart" in watching.stderr.readline()
     assert any("does not answer; waiting for it" in line for line in watching.stderr)
     with serving(home, port) as api:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
         assert ended(api, run)[0] == "COMPLETED"
-        _, seen = watching.communicate(timeout=60)
+        _, seen = watching.communicate(timeout=PATIENCE)
         assert watching.returncode == 0, seen
         process = begun(desk, asked("left alone", LONG))
-        reached(api, "left alone", "invert")
+        reached(api, "left alone", "invert", process)
     time.sleep(10)  # so that there is much that Prefect could not tell
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said.count("\n")) == (130, 1), said
 
 

