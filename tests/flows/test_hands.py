@@ -62,9 +62,7 @@ def begun(desk: AtDesk, words: list[object], ignoring: bool = False) -> subproce
     )  # fmt: skip
 
 
-def reached(
-    api: str, prompt: str, stage: str, process: subprocess.Popen[str] | None = None, said: str = ""
-) -> str:
+def reached(api: str, prompt: str, stage: str, process: subprocess.Popen[str] | None = None, said: str = "") -> str:
     """The id of the newest run of `prompt`, once a stage of it is at work, or its log has said something."""
 
     def look() -> Any:
