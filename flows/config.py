@@ -230,6 +230,8 @@ class EditConfig(Frozen):
         """The same with paths that are understood from any folder."""
         from stages.backbones.adapters import absolute  # which imports torch: whoever asks has a plan, and torch
 
+        from .models import absolute_place
+
         paths = {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)}
         if self.mask_from is not None and self.mask_model is not None:
             points = self.mask_from.rpartition("@")[2]
@@ -240,6 +242,7 @@ class EditConfig(Frozen):
             update={name: path.absolute() for name, path in paths.items()}
             | paths_in_texts
             | {name: tuple(absolute(text) for text in getattr(self, name)) for name in ("loras", "embeddings")}
+            | {"model": absolute_place(self.model), "controls": tuple(each.anywhere() for each in self.controls)}
             | {"regions": tuple(str(region.within(Path.cwd())) for region in self.parted)}
         )
 
@@ -431,10 +434,10 @@ def _checked(kind: type[Config], given: dict[str, Any]) -> Config:
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         option = "--" + str(first["loc"][0]).replace("_", "-")
         option = {"--editor-settings": "--set", **REPEATED}.get(option, option)
-        raise InputError(f"{option} {_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        raise InputError(f"{option} {shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
     """A value as a sentence can hold it."""
     whole = repr(value)
     return whole if len(whole) <= LONGEST_SHOWN else f"{whole[:LONGEST_SHOWN]}…"

@@ -11,6 +11,7 @@ from stages.invert_frames import checked_frames
 from store.artifact import Artifact
 from store.store import Store
 
+from .config import shortened
 from .tasks import Use
 
 LOW_PSNR = 25.0  # dB: below it, what comes back is visibly another picture (docs/decisions.md, "Inversion")
@@ -32,7 +33,10 @@ def _cut_prompts(uses: Sequence[Use]) -> list[str]:
         note = use.artifact.record.note
         cut = note.get("cut") if isinstance(note, dict) else None
         said |= {str(k): str(v) for k, v in cut.items()} if isinstance(cut, dict) else {}
-    return [f"the prompt {prompt!r} is longer than the model reads: {rest!r} was cut" for prompt, rest in said.items()]
+    return [
+        f"the prompt {shortened(prompt)} is longer than the model reads: {shortened(rest)} was cut"
+        for prompt, rest in said.items()
+    ]
 
 
 def _bad_inversion(store: Store, latents: Artifact) -> Iterator[str]:
