@@ -14,8 +14,6 @@ from PIL import Image, UnidentifiedImageError
 from store.errors import InputError
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
-
 DEEP = ("I", "F")  # modes whose black and white are not said: 32 bits, whole or with a point
 
 
