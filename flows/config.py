@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from stages.diffusion.choices import MOST_REGIONS, Blend, Placement, Solver, Spacing
 from stages.media.encoding import QUALITY, Codec, Encoding
@@ -212,6 +212,12 @@ class EditConfig(Frozen):
         None, title="Decoder", description="folder of an autoencoder with the same latents, such as a temporal one, "
         "that decodes the clip in the place of the model's own",
     )  # fmt: skip
+
+    @field_validator("mask", "mask_from", "decoder", mode="before")
+    @classmethod
+    def _none_where_empty(cls, value: Any) -> Any:
+        """An empty text is no place, where a path of nothing would be the folder one is in."""
+        return None if value == "" else value
 
     @model_validator(mode="before")
     @classmethod

@@ -149,7 +149,7 @@ def read_options(file: Path) -> Options:
         if name not in (*EDIT, *RUNTIME):
             raise InputError(f"--config {file}: no option {name!r}; have {', '.join((*EDIT, *RUNTIME))}")
     _check_shapes(file, options)
-    paths: Options = {name: file.parent / options[name] for name in PATHS if name in options}
+    paths: Options = {name: file.parent / options[name] for name in PATHS if options.get(name)}
     paths |= {name: _beside(file, options[name]) for name in PLACES if name in options}
     if isinstance(options.get("model"), str):
         paths["model"] = _model_beside(file, options["model"])

@@ -199,6 +199,12 @@ def test_what_a_run_says_may_be_given_several_times_is_one_value_of_a_grid(tf: T
     )
     assert axis.name == "loras" and tried == [("style.safetensors:0.5",), ()]
     Image.new("L", (40, 32), 255).save("white.png")
+    grid = ["--grid", 'mask=["", "white.png"]', "--prompt", "a ball"]
+    masked = {
+        each["choice"]["mask"]: "read_masks" in each["keys"]
+        for each in tf.edit("sweep", "clip.mp4", *grid, "--plan", "--json").json["edits"]
+    }
+    assert masked == {"": False, "white.png": True}, "an empty text is not the folder that one is in"
     grid = ["--grid", "region=white.png=a star,white.png=a ring", "--prompt", "a ball"]
     first, second = tf.edit("sweep", "clip.mp4", *grid, "--plan", "--json").json["edits"]
     assert first["choice"] == {"regions": "white.png=a star"}
