@@ -232,7 +232,12 @@ def check_room(store: Store, ahead: Forecast) -> None:
 
 def named(prompt: str, choice: Mapping[str, Any]) -> str:
     """A combination in one line."""
-    return " · ".join([" ".join(prompt.split()), *(f"{name} {_shown(name, value)}" for name, value in choice.items())])
+    return " · ".join(filter(None, [" ".join(prompt.split()), setting(choice)]))
+
+
+def setting(choice: Mapping[str, Any]) -> str:
+    """What a combination has of each axis, in one line."""
+    return " · ".join(f"{name} {_shown(name, value)}" for name, value in choice.items())
 
 
 def _shown(name: str, value: Any) -> str:
