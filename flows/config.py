@@ -406,12 +406,12 @@ def make_config(**given: Any) -> EditConfig:
         raise InputError(
             "there is no prompt: say what the edit shows with --prompt TEXT, several times for several edits"
         )
-    for prompt in given["prompts"]:
-        if not prompt.strip():
-            raise InputError("--prompt is empty; say what the edit shows")
-    texts = (given.get("source_prompt", ""), given.get("negative_prompt", ""), *given.get("regions", ()))
-    check_texts(*given["prompts"], *texts)
-    return _checked(EditConfig, given)
+    said = [*given["prompts"], given.get("source_prompt"), given.get("negative_prompt"), *given.get("regions", ())]
+    check_texts(*(text for text in said if isinstance(text, str)))
+    config = _checked(EditConfig, given)
+    if not all(prompt.strip() for prompt in config.prompts):
+        raise InputError("--prompt is empty; say what the edit shows")
+    return config
 
 
 def check_texts(*prompts: str) -> None:

@@ -318,4 +318,5 @@ def _axis(name: str, values: Sequence[Any]) -> Axis:
     for value in values:
         if isinstance(value, list | dict):
             raise InputError(f"--grid {name}: {value!r} is no single value; give numbers or texts")
-    return Axis(name, tuple(dict.fromkeys(str(v) if is_text and v is not None else v for v in values)))
+    texts = (str(v) if isinstance(v, Path) or (is_text and v is not None) else v for v in values)
+    return Axis(name, tuple(dict.fromkeys(texts)))

@@ -74,6 +74,7 @@ def test_another_editor_does_not_get_the_settings_of_the_old_one(tf: Tf, file: P
         ('prompts = "a ball"', 'prompts is no list of texts; write prompts = ["a text"]'),
         ("editor_settings = 3", "editor_settings is no table"),
         ("video = 3", "video is no text"),
+        ('video = "clip.mp4"\nsource_prompt = 3', "--source-prompt 3: input should be a valid string"),
         ('prompts = ["a"]', "missing argument VIDEO: name the video, or --config FILE.toml or --like RUN that does"),
     ],
 )
