@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from stages.diffusion.choices import MOST_REGIONS, Blend, Placement, Solver, Spacing
 from stages.media.encoding import QUALITY, Codec, Encoding
@@ -213,6 +213,12 @@ class EditConfig(Frozen):
         "that decodes the clip in the place of the model's own",
     )  # fmt: skip
 
+    @field_validator("mask", "mask_from", "decoder", mode="before")
+    @classmethod
+    def _none_where_empty(cls, value: Any) -> Any:
+        """An empty text is no place, where a path of nothing would be the folder one is in."""
+        return None if value == "" else value
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, given: Any) -> Any:
@@ -230,6 +236,8 @@ class EditConfig(Frozen):
         """The same with paths that are understood from any folder."""
         from stages.backbones.adapters import absolute  # which imports torch: whoever asks has a plan, and torch
 
+        from .models import absolute_place
+
         paths = {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)}
         if self.mask_from is not None and self.mask_model is not None:
             points = self.mask_from.rpartition("@")[2]
@@ -240,6 +248,7 @@ class EditConfig(Frozen):
             update={name: path.absolute() for name, path in paths.items()}
             | paths_in_texts
             | {name: tuple(absolute(text) for text in getattr(self, name)) for name in ("loras", "embeddings")}
+            | {"model": absolute_place(self.model), "controls": tuple(each.anywhere() for each in self.controls)}
             | {"regions": tuple(str(region.within(Path.cwd())) for region in self.parted)}
         )
 
@@ -397,12 +406,12 @@ def make_config(**given: Any) -> EditConfig:
         raise InputError(
             "there is no prompt: say what the edit shows with --prompt TEXT, several times for several edits"
         )
-    for prompt in given["prompts"]:
-        if not prompt.strip():
-            raise InputError("--prompt is empty; say what the edit shows")
-    texts = (given.get("source_prompt", ""), given.get("negative_prompt", ""), *given.get("regions", ()))
-    check_texts(*given["prompts"], *texts)
-    return _checked(EditConfig, given)
+    said = [*given["prompts"], given.get("source_prompt"), given.get("negative_prompt"), *given.get("regions", ())]
+    check_texts(*(text for text in said if isinstance(text, str)))
+    config = _checked(EditConfig, given)
+    if not all(prompt.strip() for prompt in config.prompts):
+        raise InputError("--prompt is empty; say what the edit shows")
+    return config
 
 
 def check_texts(*prompts: str) -> None:
@@ -431,10 +440,10 @@ def _checked(kind: type[Config], given: dict[str, Any]) -> Config:
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         option = "--" + str(first["loc"][0]).replace("_", "-")
         option = {"--editor-settings": "--set", **REPEATED}.get(option, option)
-        raise InputError(f"{option} {_short(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        raise InputError(f"{option} {shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
     """A value as a sentence can hold it."""
     whole = repr(value)
     return whole if len(whole) <= LONGEST_SHOWN else f"{whole[:LONGEST_SHOWN]}…"

@@ -69,6 +69,12 @@ class Control(Frozen):
         model = f":{self.model}" if self.model else ""
         return f"{self.kind}{model}:{self.strength:g}:{self.start:g}-{self.stop:g}"
 
+    def anywhere(self) -> Control:
+        """The same with paths that are understood from any folder."""
+        model = Path(self.model).expanduser()
+        named = str(model.absolute()) if self.model and model.exists() else self.model
+        return self.model_copy(update={"model": named, "video": self.video and self.video.absolute()})
+
     @property
     def share(self) -> dict[str, Any]:
         """What the editor needs to know."""

@@ -232,7 +232,12 @@ def check_room(store: Store, ahead: Forecast) -> None:
 
 def named(prompt: str, choice: Mapping[str, Any]) -> str:
     """A combination in one line."""
-    return " · ".join([" ".join(prompt.split()), *(f"{name} {_shown(name, value)}" for name, value in choice.items())])
+    return " · ".join(filter(None, [" ".join(prompt.split()), setting(choice)]))
+
+
+def setting(choice: Mapping[str, Any]) -> str:
+    """What a combination has of each axis, in one line."""
+    return " · ".join(f"{name} {_shown(name, value)}" for name, value in choice.items())
 
 
 def _shown(name: str, value: Any) -> str:
@@ -313,4 +318,5 @@ def _axis(name: str, values: Sequence[Any]) -> Axis:
     for value in values:
         if isinstance(value, list | dict):
             raise InputError(f"--grid {name}: {value!r} is no single value; give numbers or texts")
-    return Axis(name, tuple(dict.fromkeys(str(v) if is_text and v is not None else v for v in values)))
+    texts = (str(v) if isinstance(v, Path) or (is_text and v is not None) else v for v in values)
+    return Axis(name, tuple(dict.fromkeys(texts)))

@@ -89,7 +89,7 @@ def layout_of(model: ModelFiles, width: int, height: int, store: Store) -> Any:
     from stages.backbones.layout import ModelLayout, layout, read_configs
 
     traced = store.remembered(
-        f"layout 2 {model.key} {width}x{height}",
+        f"layout 3 {model.key} {width}x{height}",
         lambda: layout(read_configs(model.folder), width, height).model_dump(mode="json"),
     )
     return ModelLayout.model_validate(traced)

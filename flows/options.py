@@ -29,7 +29,7 @@ CANNY_THRESHOLDS = "100-200"  # as `Control` has them
 MASKS = {"mask", "mask_from"}  # which exclude each other
 PATHS = tuple(name for name, field in EditConfig.model_fields.items() if field.annotation in (Path, Path | None))
 
-PLACES = ("model", "loras", "embeddings", "mask_from")  # texts that may begin with a place
+PLACES = ("loras", "embeddings", "mask_from")  # texts that may begin with a place
 
 
 def config_of(options: Mapping[str, Any]) -> EditConfig:
@@ -149,8 +149,10 @@ def read_options(file: Path) -> Options:
         if name not in (*EDIT, *RUNTIME):
             raise InputError(f"--config {file}: no option {name!r}; have {', '.join((*EDIT, *RUNTIME))}")
     _check_shapes(file, options)
-    paths: Options = {name: file.parent / options[name] for name in PATHS if name in options}
+    paths: Options = {name: file.parent / options[name] for name in PATHS if options.get(name)}
     paths |= {name: _beside(file, options[name]) for name in PLACES if name in options}
+    if isinstance(options.get("model"), str):
+        paths["model"] = _model_beside(file, options["model"])
     if "regions" in options:
         paths["regions"] = tuple(str(Region.read(text).within(file.parent)) for text in options["regions"])
     if "controls" in options:
@@ -174,6 +176,15 @@ def _beside(file: Path, said: Any) -> Any:
     sam, place = ("sam:", said.removeprefix("sam:")) if said.startswith("sam:") else ("", said)
     named = place.rpartition("@")[0] if sam else place.partition(":")[0]
     return f"{sam}{file.parent / place}" if named and (file.parent / named).exists() else said
+
+
+def _model_beside(file: Path, said: str) -> str:
+    """The same of a model, FILE[:CONFIGS]."""
+    if (file.parent / said).exists():
+        return str(file.parent / said)
+    place, colon, configs = said.partition(":")
+    beside = configs and (file.parent / configs).is_dir()
+    return f"{_beside(file, place)}{colon}{file.parent / configs if beside else configs}"
 
 
 def options_like(store: Store, name: str, with_video: bool = True) -> Options:

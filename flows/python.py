@@ -6,7 +6,7 @@ Importing this loads no model library; calling does.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .sweep import Swept
     from .tasks import Progress
 
-Prompts = str | Sequence[str]
+Prompts = str | Iterable[str]
 NAMED = ("video", "prompts")  # arguments of their own
 
 
@@ -110,6 +110,17 @@ def sweep_video(
     return run_sweep(planned, None if output is None else Path(output), metrics, engine, progress=progress)
 
 
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    """What may be given several times: one text or path, or any number of them; InputError for other things."""
+    from store.errors import InputError
+
+    several = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    given = tuple(several)
+    if not all(isinstance(each, str | Path) for each in given):
+        raise InputError(f"{name}: {value!r} is neither a text nor a list of texts")
+    return tuple(map(str, given))
+
+
 def _check_engine(engine: str) -> None:
     from store.errors import InputError
 
@@ -123,10 +134,11 @@ def _asked(video: str | Path | None, prompts: Prompts | None, options: Mapping[s
     """The options by name, those of `config` and `like` among them where nothing else is said."""
     from store.errors import InputError
 
-    from .options import EDIT, RUNTIME, layered, renamed
+    from .options import EDIT, REPEATED, RUNTIME, layered, renamed
 
-    named = {"video": video and Path(video), "prompts": (prompts,) if isinstance(prompts, str) else prompts}
+    named = {"video": video and Path(video), "prompts": prompts}
     anew = renamed({name: value for name, value in {**named, **options}.items() if value is not None})
+    anew |= {name: _texts(name, anew[name]) for name in REPEATED if name in anew}
     known = (*EDIT, *RUNTIME, "config", "like")
     for name in anew:
         if name not in known:

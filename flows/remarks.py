@@ -11,6 +11,7 @@ from stages.invert_frames import checked_frames
 from store.artifact import Artifact
 from store.store import Store
 
+from .config import shortened
 from .tasks import Use
 
 LOW_PSNR = 25.0  # dB: below it, what comes back is visibly another picture (docs/decisions.md, "Inversion")
@@ -21,7 +22,7 @@ def remarks(store: Store, uses: Sequence[Use]) -> list[str]:
     found = [*_cut_prompts(uses)]
     for use in uses:
         if use.node.stage == "invert_frames":
-            found += _bad_inversion(store, use.artifact)
+            found += _bad_inversion(store, use.artifact, bool(use.node.spec.prompt))
     return found
 
 
@@ -32,11 +33,17 @@ def _cut_prompts(uses: Sequence[Use]) -> list[str]:
         note = use.artifact.record.note
         cut = note.get("cut") if isinstance(note, dict) else None
         said |= {str(k): str(v) for k, v in cut.items()} if isinstance(cut, dict) else {}
-    return [f"the prompt {prompt!r} is longer than the model reads: {rest!r} was cut" for prompt, rest in said.items()]
+    return [
+        f"the prompt {shortened(prompt)} is longer than the model reads: {shortened(rest)} was cut"
+        for prompt, rest in said.items()
+    ]
 
 
-def _bad_inversion(store: Store, latents: Artifact) -> Iterator[str]:
-    """A sentence when the worst of the frames that were sampled back is too far from the source."""
+def _bad_inversion(store: Store, latents: Artifact, described: bool) -> Iterator[str]:
+    """A sentence when the worst of the frames that were sampled back is too far from the source.
+
+    described   there is a source prompt already
+    """
     # Remembered as a note: a run that finds everything has no need to open Zarr.
     measured: Any = store.remembered(
         f"inversion_psnr {latents.digest}", lambda: [float(value) for value in latents["inversion_psnr"][:]]
@@ -46,5 +53,6 @@ def _bad_inversion(store: Store, latents: Artifact) -> Iterator[str]:
         frame = checked_frames(latents.schema.size("frame") or 0)[worst]
         yield (
             f"the inversion leads back to frame {frame} with {measured[worst]:.1f} dB only, and an edit cannot be "
-            "better than that: say what the video shows with --source-prompt, or raise --inversion-steps"
+            f"better than that: {'' if described else 'say what the video shows with --source-prompt, or '}raise "
+            "--inversion-steps"
         )

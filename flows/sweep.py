@@ -114,6 +114,11 @@ class Sweep:
         runner = combinations[0].plan.runtime.runner
         if runner != "here" and engine == "direct":
             raise InputError(f"--runner {runner} is Prefect's, and a sweep does without it; say --engine prefect too")
+        if combinations[0].plan.runtime.keep_alpha:
+            raise InputError(
+                "--keep-alpha: the clips of a sweep are .mp4, for its page, and hold no transparency; leave it out, "
+                "and say it of the one you choose: tf run --like CLIP -o edit.webm --keep-alpha"
+            )
         self.score = Scorer(store, metrics)
         self.folder = make_folder(folder)
         self.files = {each.number: self.folder / clip_name(each) for each in combinations}
@@ -123,6 +128,7 @@ class Sweep:
         self.ahead = forecast(combinations)
         check_room(store, self.ahead)
         self.done: dict[int, Edited] = {}
+        self.said: set[str] = set()
 
     def run(self) -> Swept:
         """Make every edit, one after the other; one that the model cannot make stops no other.
@@ -150,7 +156,9 @@ class Sweep:
             self.say(f"{each.label}: {error}")
             return Edited(each, file, fault=" ".join(str(error).split()))
         for note in result.notes:
-            self.say(note)
+            if note not in self.said:
+                self.say(note)
+        self.said.update(result.notes)
         edit, frames = self._artifacts(each)
         return Edited(
             each, file, self.score(each.plan, edit, frames), {use.node.stage: use.node.key.hex for use in result.uses},

@@ -176,6 +176,7 @@ def sweep_plan_table(ahead: Forecast) -> Table:
 
 def sweep_table(swept: Swept) -> Table:
     """The edits of a sweep with their scores."""
+    from .grid import setting
     from .scores import columns
 
     measured = columns([each.scores for each in swept.edits])
@@ -183,10 +184,11 @@ def sweep_table(swept: Swept) -> Table:
     for name in measured:
         table.add_column(name.replace("_", " "), justify="right")
     for each in swept.edits:
-        setting = " · ".join(f"{name} {value}" for name, value in each.combination.choice.items())
         how = "failed" if each.fault else "computed" if each.computed else "reused"
         scores = [f"{each.scores[name]:.3f}" if name in each.scores else "–" for name in measured]
-        table.add_row(str(each.combination.number), each.combination.prompt, setting, how, *scores)
+        table.add_row(
+            str(each.combination.number), each.combination.prompt, setting(each.combination.choice), how, *scores
+        )
     return table
 
 

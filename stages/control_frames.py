@@ -20,7 +20,7 @@ from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .diffusion.chunks import blocks_of
 
-VERSION = 1
+VERSION = 2
 
 Detector = Literal["canny", "softedge", "depth", "openpose", "given"]
 ANNOTATORS = {"softedge": "HEDdetector", "depth": "MidasDetector", "openpose": "OpenposeDetector"}

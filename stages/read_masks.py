@@ -24,7 +24,7 @@ from .diffusion.chunks import blocks_of
 from .editing.masking import mask_schema, softened
 from .media.picture_folders import PICTURES, pictures_in, read_rgba
 
-VERSION = 1
+VERSION = 2
 NOISE = 16  # a grey this near to black or white is meant to be it: video codecs leave so much
 LARGEST_DISTORTION = 0.02  # of the aspect ratio
 

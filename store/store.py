@@ -537,17 +537,26 @@ class Store:
                 return self._record(digits)
         return None
 
-    def _differences(self, old: ArtifactKey, new: ArtifactKey, upstream: Mapping[str, ArtifactKey]) -> tuple[str, ...]:
-        """What makes `new` another key than `old`, inputs followed to their own differences."""
+    def _differences(
+        self,
+        old: ArtifactKey,
+        new: ArtifactKey,
+        upstream: Mapping[str, ArtifactKey],
+        told: set[tuple[str, str]] | None = None,
+    ) -> tuple[str, ...]:
+        """What makes `new` another key than `old`, inputs followed to their own differences, each pair of them once."""
         said = []
+        told = set() if told is None else told
         for where, before, after in _unlike(old, new):
             if where.startswith("input "):
-                said.append(self._input_difference(where.removeprefix("input "), before, after, upstream))
+                said.append(self._input_difference(where.removeprefix("input "), before, after, upstream, told))
             else:
                 said.append(f"{where} {_shown(before)} → {_shown(after)}")
         return tuple(said)
 
-    def _input_difference(self, role: str, before: Any, after: Any, upstream: Mapping[str, ArtifactKey]) -> str:
+    def _input_difference(
+        self, role: str, before: Any, after: Any, upstream: Mapping[str, ArtifactKey], told: set[tuple[str, str]]
+    ) -> str:
         if before is None or after is None:
             return f"{role} is {'new' if before is None else 'gone'}"
         old, new = self._recipe(before, upstream), self._recipe(after, upstream)
@@ -555,7 +564,10 @@ class Store:
             return f"another {role}"
         if old is None or new is None or old.stage != new.stage:
             return f"{role} from another {(new or old).stage}"  # type: ignore[union-attr]
-        return f"{role} from {new.stage} ({', '.join(self._differences(old, new, upstream))})"
+        if (before, after) in told:
+            return f"{role} from {new.stage}"
+        told.add((before, after))
+        return f"{role} from {new.stage} ({', '.join(self._differences(old, new, upstream, told))})"
 
     def _recipe(self, key: str, upstream: Mapping[str, ArtifactKey]) -> ArtifactKey | None:
         if key in upstream:

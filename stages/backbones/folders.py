@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ LIBRARIES = {  # of a model's components: nothing else is imported because a mod
     "safety_checker": ("stable_diffusion", None),
 }
 
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
+TOKENIZER = ("tokenizer_config.json", "vocab.json", "merges.txt")
 OTHERWISE = "v1"  # what diffusers calls a single file of which it knows nothing
 
 
@@ -71,6 +74,38 @@ def check_folder(folder: Path, allow_pickle: bool = False) -> None:
             )
         if component not in pickled and not list((folder / component).glob("*.safetensors")):
             raise InputError(f"model folder {folder} has no .safetensors file in {component}; download it again")
+    for component in (name for name in family.COMPONENTS if name.startswith("tokenizer")):
+        there = {path.name for path in (folder / component).iterdir()} | {
+            *(TOKENIZER[1:] if (folder / component / "tokenizer.json").is_file() else ())
+        }
+        if missing := [name for name in TOKENIZER if name not in there]:
+            raise InputError(f"model folder {folder} has no {component}/{missing[0]}; give a complete diffusers folder")
+
+
+def variant_of(folder: Path) -> str | None:
+    """Which weights are taken where a component of a diffusers folder has none without a variant: "fp16", say."""
+    for name in _weighted(family_of_folder(folder)):
+        files = filter(None, (WEIGHTS.fullmatch(path.name) for path in sorted((folder / name).iterdir())))
+        variants = [each["variant"] for each in files]
+        if variants and None not in variants:
+            return str(variants[0])
+    return None
+
+
+def missing_weights(folder: Path, component: str, wanted: Collection[str]) -> list[str]:
+    """Of the weights that a text encoder is made of those that its .safetensors files have not.
+
+    Of those transformers draws new ones at random, and says nothing that can be asked for. Files of older versions
+    have the names behind `text_model.`.
+    """
+    from safetensors import safe_open
+
+    held: set[str] = set()
+    for file in (folder / component).glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            names = tensors.keys()
+        held |= {name.removeprefix("text_model.") for name in names}
+    return [name for name in wanted if name.removeprefix("text_model.") not in held]
 
 
 def pickled_weights(folder: Path) -> list[str]:

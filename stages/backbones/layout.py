@@ -7,6 +7,7 @@ device, one forward pass is traced, and the shapes that pass through its self-at
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from store.schemas import Frozen
 
 from ..diffusion.ddim import NoiseSchedule
 from .families import family_of_unet
+
+OTHER_NOISE = ("FlowMatch", "EDM", "Cosine")  # beginnings of diffusers' schedulers that have no betas
+TRAINED = "use a model trained with linear or scaled-linear noise and epsilon or v-prediction"
 
 
 class Layer(Frozen):
@@ -60,7 +64,13 @@ def geometry(configs: dict[str, dict[str, Any]]) -> ModelGeometry:
         encoded = vae.encode(torch.zeros(1, int(configs["vae"].get("in_channels", 3)), probe, probe, device="meta"))
     latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
     multiple = probe // latents.shape[-1]
-    return ModelGeometry(multiple=multiple, native_size=int(configs["unet"].get("sample_size") or 64) * multiple)
+    return ModelGeometry(multiple=multiple, native_size=native_side(configs["unet"]) * multiple)
+
+
+def native_side(unet: Mapping[str, Any]) -> int:
+    """Latent pixels: side of what a UNet of this config was trained on, the longer one where there are two."""
+    side = unet.get("sample_size") or 64
+    return int(max(side)) if isinstance(side, list | tuple) else int(side)
 
 
 def check_variant(unet: dict[str, Any], vae: dict[str, Any]) -> None:
@@ -125,17 +135,27 @@ def forward_flops(config: Any, size: tuple[int, int]) -> int:
 
 def noise_schedule(config: dict[str, Any]) -> NoiseSchedule:
     """The fields of a scheduler file that DDIM needs; the file may have been written for another scheduler."""
+    name = config.get("_class_name")
+    if str(name).startswith(OTHER_NOISE):
+        raise InputError(f"this model's scheduler is a {name}, whose noise is another than that of DDIM; {TRAINED}")
     known = {name: config[name] for name in NoiseSchedule.model_fields if config.get(name) is not None}
-    if config.get("_class_name") != "LCMScheduler":
+    if name != "LCMScheduler":
         known.pop("original_inference_steps", None)
     try:
-        return NoiseSchedule.model_validate(known)
+        schedule = NoiseSchedule.model_validate(known)
     except ValueError as error:
         first = error.errors()[0]  # type: ignore[attr-defined]
         raise InputError(
             f"this model's scheduler has {first['loc'][0]} = {first['input']!r}, which DDIM here does not know; "
-            "use a model trained with linear or scaled-linear noise and epsilon or v-prediction"
+            f"{TRAINED}"
         ) from None
+    betas = config.get("trained_betas")
+    if betas is not None and (not isinstance(betas, list) or len(betas) != schedule.num_train_timesteps):
+        raise InputError(
+            f"this model's scheduler has trained_betas that are no list of {schedule.num_train_timesteps} numbers, one "
+            "per timestep; download the model again"
+        )
+    return schedule
 
 
 def read_configs(folder: Path) -> dict[str, dict[str, Any]]:

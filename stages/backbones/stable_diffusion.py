@@ -6,9 +6,11 @@ Source: Rombach et al., arXiv 2112.10752; loaded by diffusers, never changed.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -24,7 +26,8 @@ from ..diffusion.ddim import NoiseLevels
 from . import Residuals
 from .adapters import NO_ADAPTERS, Adapters, adapt
 from .families import family_of_unet
-from .layout import forward_flops, noise_schedule
+from .folders import missing_weights, pickled_weights, variant_of
+from .layout import forward_flops, native_side, noise_schedule
 
 UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}  # components of a pipeline
 FRAMES_AT_ONCE = 16  # on a CPU: fewer are slower (4: a tenth), more are no faster
@@ -283,12 +286,15 @@ def load(model: str, runtime: Runtime, adapters: Adapters = NO_ADAPTERS) -> Stab
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            model,
-            dtype={"vae": torch.float32, "default": runtime.dtype},
-            use_safetensors=None if runtime.allow_pickle else True,
-            **UNUSED,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of scheduler files as older versions wrote them
+            pipeline = DiffusionPipeline.from_pretrained(
+                model,
+                dtype={"vae": torch.float32, "default": runtime.dtype},
+                use_safetensors=None if runtime.allow_pickle else True,
+                variant=variant_of(Path(model)) if Path(model).is_dir() else None,
+                **UNUSED,
+            )
     except SafetensorError as error:
         raise InputError(f"a weight file of model {model} is damaged ({error}); download the model again") from None
     except UnpicklingError:
@@ -299,6 +305,7 @@ def load(model: str, runtime: Runtime, adapters: Adapters = NO_ADAPTERS) -> Stab
         reason = " ".join(str(error).split())[:240]
         raise InputError(f"model {model} cannot be loaded: {reason}") from None
     pipeline.set_progress_bar_config(disable=True)
+    _check_whole(pipeline, model)
     adapt(pipeline, adapters)
     pipeline.unet.eval().requires_grad_(False).to(runtime.device, memory_format=torch.channels_last)
     for name, has_weights in family_of_unet(pipeline.unet.config).COMPONENTS.items():
@@ -311,6 +318,22 @@ def load(model: str, runtime: Runtime, adapters: Adapters = NO_ADAPTERS) -> Stab
     return StableDiffusion(pipeline, runtime, prompt_weighting=adapters.prompt_weighting)
 
 
+def _check_whole(pipeline: Any, model: str) -> None:
+    """InputError where a part has weights that its files do not hold: what is there then would be anything."""
+    for name, has_weights in family_of_unet(pipeline.unet.config).COMPONENTS.items():
+        if not has_weights:
+            continue
+        weights = getattr(pipeline, name).state_dict()
+        missing = [each for each, values in weights.items() if values.is_meta]
+        if name.startswith("text_encoder") and Path(model).is_dir() and name not in pickled_weights(Path(model)):
+            missing = missing_weights(Path(model), name, weights)
+        if missing:
+            raise InputError(
+                f"the files of model {model} lack {len(missing)} of the {len(weights)} weights of its {name} "
+                f"({missing[0]} …); download it again"
+            )
+
+
 def frames_that_fit(pipeline: Any, free_bytes: int) -> int:
     """Frames per pass, guardedly: a power of two up to 64 whose activations take less than half of `free_bytes`.
 
@@ -319,7 +342,7 @@ def frames_that_fit(pipeline: Any, free_bytes: int) -> int:
     A guess that is too high is halved when memory runs out.
     """
     unet, vae = pipeline.unet.config, pipeline.vae.config
-    side = int(unet.sample_size or 64)
+    side = native_side(unet)
     widths: Any = getattr(vae, "block_out_channels", None) or getattr(vae, "decoder_block_out_channels", (64, 64))
     picture = (side * 2 ** (len(widths) - 1)) ** 2
     needed = max(

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from store.errors import InputError
@@ -23,11 +24,11 @@ CONSISTENCY_STEPS = 50  # timesteps that a LoRA of latent consistency was distil
 class NoiseSchedule(Frozen):
     """What a model's scheduler file says: everything about its noise but the weights; JSON, so a plan can hold it."""
 
-    num_train_timesteps: int = 1000
+    num_train_timesteps: int = Field(1000, ge=1)
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
-    steps_offset: int = 1
+    steps_offset: int = Field(1, ge=0)
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     set_alpha_to_one: bool = False
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
@@ -48,7 +49,9 @@ class NoiseSchedule(Frozen):
 def timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:
     """The `num_steps` timesteps of sampling, noisiest first, spaced as diffusers' own schedulers space them.
 
-    raises   InputError where a timestep would lie beyond those that the model was trained on, or distilled at
+    raises   InputError where a timestep would lie beyond those that the model was trained on, or distilled at, or
+             where noise is predicted and there is nothing else: x_0 cannot be told from it (arXiv 2305.08891, section
+             3.2)
     """
     trained, distilled = schedule.num_train_timesteps, schedule.original_inference_steps
     if distilled is not None:  # arXiv 2310.04378, section 4.3: every so many of the steps that were skipped over
@@ -66,6 +69,12 @@ def timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:
         raise InputError(
             f"{num_steps} steps begin at timestep {int(visited[0])}, and this model knows 0 to {trained - 1}; "
             f"use at most {trained - schedule.steps_offset} steps"
+        )
+    if schedule.rescale_betas_zero_snr and schedule.prediction_type == "epsilon" and visited[0] == trained - 1:
+        raise InputError(
+            f"this model's scheduler leaves nothing but noise at timestep {trained - 1} (rescale_betas_zero_snr), "
+            "where a model that predicts noise has nothing to go by; say --timestep-spacing leading, or use a model "
+            "that predicts v"
         )
     return tuple(int(t) for t in visited)
 

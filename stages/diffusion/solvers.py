@@ -8,7 +8,7 @@ the guess of x_0 over the step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import expm1, log
+from math import expm1, inf, log
 
 from torch import Tensor
 
@@ -77,11 +77,14 @@ def exponential_step(
 ) -> Tensor:
     """x_t = σ_t/σ_s · x_s − α_t (e^−h − 1) · D for a given D = `clean`, in float32."""
     here, there = levels.at(start), levels.at(stop)
-    h = lambda_at(levels, stop) - lambda_at(levels, start)
-    return ((1 - there) / (1 - here)) ** 0.5 * latents.float() - there**0.5 * expm1(-h) * clean
+    if there == 0:  # h is −∞, and α_t e^−h is α_s σ_t/σ_s
+        share = (here / (1 - here)) ** 0.5
+    else:
+        share = there**0.5 * expm1(lambda_at(levels, start) - lambda_at(levels, stop))
+    return ((1 - there) / (1 - here)) ** 0.5 * latents.float() - share * clean
 
 
 def lambda_at(levels: NoiseLevels, timestep: int | None) -> float:
-    """Half the log of the signal-to-noise ratio: λ = log(α/σ)."""
+    """Half the log of the signal-to-noise ratio: λ = log(α/σ); −∞ where there is no signal (arXiv 2305.08891)."""
     alpha = levels.at(timestep)
-    return 0.5 * log(alpha / (1 - alpha))
+    return 0.5 * log(alpha / (1 - alpha)) if alpha else -inf

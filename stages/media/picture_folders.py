@@ -14,16 +14,28 @@ from PIL import Image, UnidentifiedImageError
 from store.errors import InputError
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+DEEP = ("I", "F")  # modes whose black and white are not said: 32 bits, whole or with a point
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder, in natural order of their names: 2.png comes before 10.png."""
-    return sorted((path for path in folder.iterdir() if path.suffix.lower() in PICTURES), key=_natural)
+    """The pictures of a folder, in natural order of their names: 2.png comes before 10.png; hidden files are none."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith("."))
+    return sorted(found, key=_natural)
 
 
 def read_rgba(file: Path, option: str) -> np.ndarray[Any, Any]:
-    """A picture rgba (height, width, channel) uint8; InputError, naming the `option` it was given with, otherwise."""
+    """A picture rgba (height, width, channel) uint8, of 16 bits the upper half.
+
+    raises   InputError, naming the `option` it was given with, where it is none, has 32 bits, or is several
+    """
     with _opened(file, option) as picture:
+        if picture.mode in DEEP:
+            raise InputError(f"{option} {file} has 32 bits a pixel, of which none says what is white; save it as PNG")
+        if getattr(picture, "is_animated", False) and picture.format != "MPO":  # which cameras write as .jpg
+            count = getattr(picture, "n_frames", 2)
+            raise InputError(f"{option} {file} holds {count} pictures; save each as a file of one folder")
+        if picture.mode.startswith("I;16"):
+            return np.asarray(Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8)).convert("RGBA"))
         return np.asarray(picture.convert("RGBA"))
 
 

@@ -32,6 +32,7 @@ from store.errors import InputError
 from store.schemas import Frozen
 
 from .declared import check_declared
+from .picture_folders import pictures_in
 
 LARGEST_SIDE = 16_384
 LARGEST_AREA = 2**26  # pixels, twice 8K: one RGB picture of it is 200 MB, and nothing of it is needed for an edit
@@ -391,10 +392,11 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 def _checked_file(path: Path) -> bytes:
     """First bytes of `path`, once it is known to be a local, regular, non-empty file."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
-        raise InputError(f"{path} is an address, and only local files are read; download it first")
+        address = str(path).replace(":/", "://", 1)  # a path holds one slash of two
+        raise InputError(f"{address} is an address, and only local files are read; download it first")
     try:
         if path.is_dir():
-            raise InputError(f"{path} is a folder; name a video file in it")
+            raise InputError(f"{path} is a folder; {_of_folder(path)}")
         if not path.exists():
             raise InputError(f"{path} does not exist; check the path of the video")
         if not path.is_file():
@@ -409,6 +411,17 @@ def _checked_file(path: Path) -> bytes:
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(PLAYLIST_HEADS) or b"<MPD" in head:
         raise InputError(f"{path} is a playlist that names other files; give the video file itself")
     return head
+
+
+def _of_folder(folder: Path) -> str:
+    """What to do with a folder that was given as a video."""
+    pictures = pictures_in(folder)
+    if not pictures:
+        return "name a video file"
+    return (
+        f"a clip is one file, so make one of its {len(pictures)} pictures first, there: ffmpeg -framerate 24 "
+        f"-pattern_type glob -i '*{pictures[0].suffix}' -c:v ffv1 clip.mkv"
+    )
 
 
 def _diagnosis(head: bytes) -> str:
@@ -461,6 +474,12 @@ def _frames_of(container: InputContainer, stream: VideoStream) -> Iterator[Video
 def _check_size(path: Path, width: int, height: int) -> None:
     megapixels = LARGEST_AREA // 2**20
     if width < 1 or height < 1:
+        with path.open("rb") as file:
+            head = file.read(21)
+        if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & 2:
+            raise InputError(
+                f"{path} is an animated WebP, which this FFmpeg does not read; convert it to a GIF or a video"
+            )
         raise InputError(f"{path} declares no picture size, or more than {megapixels} megapixels; scale it down first")
     if max(width, height) > LARGEST_SIDE or width * height > LARGEST_AREA:
         raise InputError(

@@ -74,6 +74,7 @@ def test_another_editor_does_not_get_the_settings_of_the_old_one(tf: Tf, file: P
         ('prompts = "a ball"', 'prompts is no list of texts; write prompts = ["a text"]'),
         ("editor_settings = 3", "editor_settings is no table"),
         ("video = 3", "video is no text"),
+        ('video = "clip.mp4"\nsource_prompt = 3', "--source-prompt 3: input should be a valid string"),
         ('prompts = ["a"]', "missing argument VIDEO: name the video, or --config FILE.toml or --like RUN that does"),
     ],
 )
@@ -165,8 +166,25 @@ def test_texts_that_begin_with_a_place_mean_what_lies_beside_the_file(tmp_path: 
     assert options["loras"] == [f"{tmp_path}/style.safetensors:0.5", "elsewhere.safetensors"]
     assert options["mask_from"] == f"sam:{tmp_path}/sam2@0.5,0.4"
     assert options["controls"][0]["model"] == f"{tmp_path}/net"
+    file.write_text('model = "one.safetensors:sam2"')
+    assert read_options(file)["model"] == f"{tmp_path}/one.safetensors:{tmp_path}/sam2", "FILE:CONFIGS"
     file.write_text('model = "org/name"\nmask_from = "cross-attention:dog"\n')
     assert read_options(file) == {"model": "org/name", "mask_from": "cross-attention:dog"}
+
+
+def test_places_of_a_remembered_run_are_understood_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.safetensors", "configs", "net"):
+        Path(name).mkdir()
+    config = make_config(
+        video=Path("clip.mp4"), prompts=("a",), model="one.safetensors:configs", editor="controlnet",
+        controls=[{"kind": "given", "model": "net", "video": Path("edges")}],
+    ).anywhere()  # fmt: skip
+    assert config.model == f"{tmp_path}/one.safetensors:{tmp_path}/configs"
+    assert (config.controls[0].model, config.controls[0].video) == (f"{tmp_path}/net", tmp_path / "edges")
+    assert make_config(video=Path("clip.mp4"), prompts=("a",), model="someone/tiny").anywhere().model == "someone/tiny"
 
 
 def test_a_preset_said_anew_brings_its_own_options() -> None:

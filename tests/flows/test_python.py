@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import cli
 from flows import edit_video, plan_video, sweep_video
 from flows.config import EditConfig
+from flows.grid import make_axes
 from flows.options import GIVEN_AS
 from store.errors import InputError
 from tests.flows.runs import ALL, SMALL, Executed
@@ -73,6 +75,17 @@ def test_like_and_config_are_understood(small: dict[str, Any], tmp_path: Path) -
         edit_video(small["video"], "a red ball", stepz=3)
     with pytest.raises(InputError, match="there is no video"):
         edit_video(prompts="a red ball", **place)
+
+
+def test_texts_and_paths_are_taken_as_python_has_them(small: dict[str, Any], tmp_path: Path) -> None:
+    Image.new("L", (32, 32), 255).save(tmp_path / "white.png")
+    plan = plan_video(prompts=(text for text in ("a star", "a ring")), regions=f"{tmp_path}/white.png=a ball", **small)
+    assert plan.config.prompts == ("a star", "a ring") and plan.regions.prompts == ("a ball",)
+    (axis,) = make_axes([("mask", [tmp_path / "white.png", None])])
+    assert axis.values == (str(tmp_path / "white.png"), None), "JSON can hold it"
+    for said in ({"prompts": 5}, {"regions": [(tmp_path, "a ball")]}, {"loras": 0.5}):
+        with pytest.raises(InputError, match="is neither a text nor a list of texts"):
+            plan_video(**{"prompts": "a star", **small, **said})
 
 
 def test_a_sweep_gives_its_table(small: dict[str, Any], tmp_path: Path) -> None:

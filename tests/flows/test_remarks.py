@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,10 @@ def test_a_bad_inversion_is_said_and_a_good_one_is_not(
     assert len(said) == 1
     assert f"frame {checked_frames(7)[int(measured.argmin())]} with {measured.min():.1f} dB" in said[0]
     assert "--source-prompt" in said[0]
+    described = [
+        replace(use, node=replace(use.node, spec=use.node.spec.model_copy(update={"prompt": "a"}))) for use in uses
+    ]
+    assert "--source-prompt" not in remarks(store, described)[0], "it was said"
     monkeypatch.setattr(flows.remarks, "LOW_PSNR", float(measured.min()) - 1)
     assert remarks(store, uses) == []
 

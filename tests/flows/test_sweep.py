@@ -18,7 +18,7 @@ import pytest
 import xarray
 from PIL import Image
 
-from flows.grid import choices, make_axes, named, with_choice
+from flows.grid import choices, make_axes, named, setting, with_choice
 from stages.diffusion.checks import NonFiniteLatents
 from tests.flows.runs import PREPARE, Executed
 from tests.flows.test_browser import page  # noqa: F401 (fixture)
@@ -164,6 +164,7 @@ def test_an_edit_that_cannot_be_made_stops_no_other(
         (["--prompts", "missing.txt"], "--prompts missing.txt is not there"),
         (["--flow", "deep"], "--flow 'deep'"),
         (["--clip-model", "/none"], "/none"),
+        (["--keep-alpha"], "the clips of a sweep are .mp4, for its page, and hold no transparency"),
         (["--runner", "dask"], "and a sweep does without it; say --engine prefect too"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -197,13 +198,26 @@ def test_what_a_run_says_may_be_given_several_times_is_one_value_of_a_grid(tf: T
     assert named("a ball", {"loras": "/long/way/style.safetensors:0.5", "blend": "linear"}) == (
         "a ball · loras style.safetensors:0.5 · blend linear"
     )
+    assert setting({"mask": "/long/way/mask.png"}) == "mask mask.png", "as the table has it"
     assert axis.name == "loras" and tried == [("style.safetensors:0.5",), ()]
     Image.new("L", (40, 32), 255).save("white.png")
+    grid = ["--grid", 'mask=["", "white.png"]', "--prompt", "a ball"]
+    masked = {
+        each["choice"]["mask"]: "read_masks" in each["keys"]
+        for each in tf.edit("sweep", "clip.mp4", *grid, "--plan", "--json").json["edits"]
+    }
+    assert masked == {"": False, "white.png": True}, "an empty text is not the folder that one is in"
     grid = ["--grid", "region=white.png=a star,white.png=a ring", "--prompt", "a ball"]
     first, second = tf.edit("sweep", "clip.mp4", *grid, "--plan", "--json").json["edits"]
     assert first["choice"] == {"regions": "white.png=a star"}
     assert first["keys"]["read_masks"] == second["keys"]["read_masks"]
     assert first["keys"]["edit_keyframes"] != second["keys"]["edit_keyframes"]
+
+
+def test_what_is_said_of_several_edits_is_said_once(tf: Tf) -> None:  # noqa: F811
+    """The tiny model reads 16 letters."""
+    done = tf.edit("sweep", "clip.mp4", "--prompt", "a red ball on the moon", "--grid", "guidance_scale=2,6")
+    assert done.code == 0 and done.err.count("was cut") == 1
 
 
 def test_a_grid_varies_what_an_earlier_run_had(tf: Tf) -> None:  # noqa: F811

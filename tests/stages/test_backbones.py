@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from stages import invert_frames
 from stages.backbones import stable_diffusion
@@ -248,6 +248,14 @@ def pickled_weights(folder: Path) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.bin")
 
 
+def without_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+
+
+def without_tokenizer_config(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
@@ -259,6 +267,8 @@ def pickled_weights(folder: Path) -> None:
             "FluxPipeline, which is not supported; have StableDiffusionPipeline, StableDiffusionXLPipeline",
         ),
         (pickled_weights, "no .safetensors file in vae"),
+        (without_tokenizer, "no tokenizer/vocab.json"),
+        (without_tokenizer_config, "no tokenizer/tokenizer_config.json"),
     ],
 )
 def test_a_folder_that_is_no_model(
@@ -285,6 +295,30 @@ def test_a_truncated_weight_file(tiny_folder: Path, tmp_path: Path, part: str, k
         load(str(folder), Runtime())
     assert str(folder) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"])
+def test_weights_that_are_not_in_the_files_are_not_drawn_at_random(
+    tiny_folder: Path, tmp_path: Path, part: str
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    file = folder / f"{part}.safetensors"
+    weights = load_file(file)
+    gone = sorted(weights)[-1]
+    save_file({name: values for name, values in weights.items() if name != gone}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"lack 1 of the {len(weights)} weights of its {part.partition('/')[0]}"):
+        load(str(folder), Runtime())
+
+
+def test_weights_of_a_variant_are_taken_where_there_are_no_others(tiny_folder: Path, tmp_path: Path) -> None:
+    """As `hf download --include '*.fp16.safetensors'` leaves a folder."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    check_folder(folder)
+    loaded, plain = load(str(folder), Runtime()), load(str(tiny_folder), Runtime())
+    for name, values in plain.unet.state_dict().items():
+        assert torch.equal(loaded.unet.state_dict()[name], values)
 
 
 @pytest.mark.parametrize("file", ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"])
@@ -320,6 +354,27 @@ def test_the_schedule_of_a_scheduler_written_for_another_sampler() -> None:
             "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None, "set_alpha_to_one": False}  # fmt: skip
     schedule = noise_schedule(file)
     assert (schedule.steps_offset, schedule.set_alpha_to_one, schedule.prediction_type) == (1, False, "epsilon")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler, whose noise is another"),
+        ({"steps_offset": -1}, "steps_offset = -1"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps = 0"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas that are no list of 1000"),
+        ({"trained_betas": "many"}, "trained_betas that are no list of 1000"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_followed_is_one_sentence(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        noise_schedule({"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear"} | change)
+
+
+def test_a_model_of_two_sides_has_the_longer_one(tiny_folder: Path) -> None:
+    configs = read_configs(tiny_folder)
+    configs["unet"] = configs["unet"] | {"sample_size": [6, 8]}
+    assert geometry(configs).native_size == geometry(read_configs(tiny_folder)).native_size
 
 
 # Numbers that stop being numbers

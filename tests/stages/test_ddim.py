@@ -40,6 +40,15 @@ def test_more_steps_than_the_model_has_noise_levels_is_one_sentence() -> None:
     assert timesteps(NoiseSchedule(steps_offset=0), 1000)[0] == 999
 
 
+def test_noise_cannot_be_predicted_where_there_is_nothing_else() -> None:
+    """arXiv 2305.08891, section 3.2; where its timestep is not visited there is nothing to refuse."""
+    schedule = NoiseSchedule(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(InputError, match=r"nothing but noise at timestep 999.*--timestep-spacing leading"):
+        timesteps(schedule, 4)
+    assert timesteps(schedule.spaced("leading"), 4)[0] == 751
+    assert timesteps(schedule.model_copy(update={"prediction_type": "v_prediction"}), 4)[0] == 999
+
+
 @given(count=st.integers(1, 60), extra=st.integers(0, 150), spacing=st.sampled_from(SPACINGS))
 def test_inversion_visits_every_timestep_of_the_edit(count: int, extra: int, spacing: Any) -> None:
     visited = timesteps(NoiseSchedule(timestep_spacing=spacing), count)

@@ -494,10 +494,16 @@ def test_bad_files_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "concat.txt").write_text("ffconcat version 1.0\nfile good.mp4\n")
     (tmp_path / "late.m3u8").write_text("\n" * 600 + "#EXTM3U\ngood.mp4\n")
     Image.fromarray(numbered(0, 96, 64)).save(tmp_path / "pattern%03d.png")
+    (tmp_path / "pictures").mkdir()
+    for number in range(2):
+        Image.new("L", (8, 8)).save(tmp_path / "pictures" / f"{number}.png")
+    Image.new("L", (8, 8)).save(tmp_path / "moving.webp", save_all=True, append_images=[Image.new("L", (8, 8), 9)])
     os.mkfifo(tmp_path / "pipe.mp4")
     expected = {
         "missing.mp4": "does not exist",
-        "folder.mp4": "is a folder",
+        "folder.mp4": "is a folder; name a video file",
+        "pictures": r"make one of its 2 pictures first, there: ffmpeg .* '\*\.png'",
+        "moving.webp": "is an animated WebP, which this FFmpeg does not read; convert it",
         "empty.mp4": "is empty",
         "text.mp4": "is a text file",
         "noise.mp4": "is not a video",
@@ -515,7 +521,7 @@ def test_bad_files_are_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=sentence) as caught:
             probe(tmp_path / name)
         assert "\n" not in str(caught.value), name
-    with pytest.raises(InputError, match="is an address"):
+    with pytest.raises(InputError, match=r"https://example\.org/clip\.mp4 is an address"):
         probe(Path("https://example.org/clip.mp4"))
 
 

@@ -21,6 +21,7 @@ from stages import find_masks, read_masks
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
 from stages.editing.decoding import blended
 from stages.editing.masking import in_latents, put_back, softened
+from stages.media.picture_folders import read_rgba
 from store.errors import InputError
 from tests.stages.clips import write_clip
 from tests.tiny.method import Prepared, edit, edit_at_once, edit_of_keyframes, edit_spec, prepare, propagate
@@ -59,6 +60,30 @@ def test_what_is_transparent_is_kept(tmp_path: Path) -> None:
     masks = read(tmp_path / "mask.png")
     assert (masks[:, :, :12] == 0).all()
     assert (masks[:, :, 12:] == 255).all()
+
+
+@pytest.mark.parametrize("name", ["depth.png", "depth.tif"])
+def test_pictures_of_16_bits_keep_their_greys(tmp_path: Path, name: str) -> None:
+    """As depth is written; Pillow makes white of all that is above 255."""
+    greys = np.tile(np.arange(0, 65536, 257, np.uint16), (2, 1))
+    Image.fromarray(greys).save(tmp_path / name)
+    assert np.array_equal(read_rgba(tmp_path / name, "--mask")[0, :, 0], np.arange(256))
+
+
+def test_pictures_that_are_several_or_have_no_white_are_one_sentence(tmp_path: Path) -> None:
+    grey = Image.new("L", (48, 32), 200)
+    grey.save(tmp_path / "moving.png", save_all=True, append_images=[Image.new("L", (48, 32), 9)])
+    with pytest.raises(InputError, match=r"moving\.png holds 2 pictures; save each"):
+        read(tmp_path / "moving.png")
+    grey.convert("F").save(tmp_path / "depth.tif")
+    with pytest.raises(InputError, match=r"depth\.tif has 32 bits a pixel"):
+        read(tmp_path / "depth.tif")
+
+
+def test_hidden_files_of_a_folder_are_no_pictures(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png", 255)
+    (tmp_path / "._1.png").write_bytes(b"what macOS leaves beside it")
+    assert read_masks.mask_files(tmp_path) == [tmp_path / "1.png"]
 
 
 def test_pictures_of_a_folder_and_frames_of_a_video_are_those_of_the_frames_edited(tmp_path: Path) -> None:

@@ -119,3 +119,29 @@ def test_there_and_back_at_one_evaluation_the_second_order_solver_loses_less(lev
 
     assert loss("dpmpp_2m", 1) < loss("ddim", 1) / 2
     assert loss("ddim", 6) < loss("dpmpp_2m", 6) / 10
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
+def test_from_nothing_but_noise_and_back(solver: Solver) -> None:
+    """A scheduler with `rescale_betas_zero_snr` begins at a timestep without signal: there λ is −∞."""
+    levels = noise_levels(SCHEDULE | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
+    assert levels.at(999) == 0
+    path, start = (999, 799, 599), torch.full((1,), 0.4)
+    sampling, back, now = Sampling(levels, solver), Inverting(levels, solver), start
+    for noisy, clean in pairwise(path):
+        now = sampling.step(now, v_of(levels, now, noisy), noisy, clean)
+    assert torch.isfinite(now).all()
+    for clean, noisy in pairwise(path[::-1]):
+        noisier = now
+        for _ in range(30):
+            noisier = back.step(now, noisier, v_of(levels, noisier, noisy), clean, noisy)
+        back.arrived()
+        now = noisier
+    assert now == pytest.approx(start, abs=0.05)
+
+
+def v_of(levels: NoiseLevels, latents: Tensor, timestep: int) -> Tensor:
+    """E[v | x_t] of the normal data: v = α ε − σ x_0."""
+    alpha = levels.at(timestep)
+    noise, known = noise_in(levels, latents, timestep), alpha * WIDTH**2 + 1 - alpha
+    return alpha**0.5 * noise - (1 - alpha) ** 0.5 * alpha**0.5 * WIDTH**2 / known * latents

@@ -394,6 +394,20 @@ def test_a_miss_follows_its_inputs_to_the_cause(store: Store) -> None:
     assert str(store.explain(other_video)) == "another video"
 
 
+def test_a_cause_is_told_once_however_many_ways_lead_to_it(store: Store) -> None:
+    def edit(latents: ArtifactKey) -> tuple[ArtifactKey, ArtifactKey]:
+        field = ArtifactKey.of("match", 1, NestedSpec(), {"latents": latents.hex})
+        return field, ArtifactKey.of("edit", 1, NestedSpec(), {"latents": latents.hex, "field": field.hex})
+
+    first, second = demo_key(steps=50), demo_key(steps=100)
+    for key in (first, *edit(first)):
+        make_demo(store, key)
+    field, asked = edit(second)
+    said = str(store.explain(asked, {key.hex: key for key in (second, field)}))
+    assert said.count("steps 50 → 100") == 1 and said.endswith("field from match (latents from demo_stage)")
+
+
+
 def test_an_interrupted_draft_is_explained(store: Store) -> None:
     with stopped(), store.draft(demo_key(), demo_schema()) as draft:
         draft.write(range(2), demo_blocks(range(2)))
