@@ -2,9 +2,9 @@
 
     python -m benchmarks.keyframes_twice --store DIR [-o benchmarks/results/keyframes-twice.json]
 
-A clip of `benchmarks.placement` is prepared, then edited in ten steps with the pocket model's own autoencoder as another
-decoder; afterwards the keyframes of that edit are decoded once more, with a clock. CPU seconds, in one thread; fewer
-steps make the share larger.
+A clip of `benchmarks.placement` is prepared, then edited in ten steps with the pocket model's own autoencoder as
+another decoder; afterwards the keyframes of that edit are decoded once more, with a clock. CPU seconds, in one thread;
+fewer steps make the share larger, and so does a larger autoencoder.
 """
 
 from __future__ import annotations
