@@ -377,7 +377,7 @@ def run(
 ) -> None:
     """Edit a video, once per prompt."""
     if detach:
-        _detach(plan, output, as_json)
+        _detach("detach", (plan, output), plan.notes, as_json)
     else:
         _perform("run_edit", plan, output, engine, as_json)
 
@@ -521,9 +521,17 @@ def sweep(
     ] = None,
     flow: Annotated[str, typer.Option(help="Optical flow where the true one is unknown: auto, raft or dis.")] = "auto",
     engine: EngineOption = "direct",
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Hand the edits to a worker and return: see tf up, tf watch, tf cancel.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Edit a video in every combination of prompts and settings, and lay them side by side to choose from."""
+    if detach:
+        _check_detached({
+            "--plan": only_plan, "-o": output, "--clip-model": clip_model, "--flow": flow != "auto",
+            "--engine": engine != "direct",
+        })  # fmt: skip
     from flows.run_sweep import plan_sweep, run_sweep
     from flows.terminal import Bars, looking_shown, say, stdout, sweep_plan_table, sweep_table
 
@@ -535,6 +543,11 @@ def sweep(
             return
         stdout.print(sweep_plan_table(ready.ahead))
         print(ready.ahead.sentence())
+        return
+    if detach:
+        say(ready.ahead.sentence())
+        notes = dict.fromkeys(note for each in ready.combinations for note in each.plan.notes)
+        _detach("detach_sweep", (ready,), [*notes, AFTERWARDS], as_json)
         return
     with Bars() as bars:
         swept = run_sweep(ready, output, {"flow": flow, "clip_model": clip_model}, _checked_engine(engine), say, bars)
@@ -1031,22 +1044,36 @@ def _perform(name: str, plan: "Plan", output: Path | None, engine: str, as_json:
     _print_result(_performed(name, plan, output, engine), as_json)
 
 
-def _detach(plan: "Plan", output: Path | None, as_json: bool) -> None:
-    """Hand a run to a worker, and say where it can be seen."""
+AFTERWARDS = "the edits go into the store; once they are there, the same without --detach lays them side by side"
+
+
+def _check_detached(given: dict[str, Any]) -> None:
+    """InputError where a sweep that is handed over is asked for what only one in this process makes."""
+    from store.errors import InputError
+
+    if asked := [option for option, value in given.items() if value]:
+        raise InputError(
+            f"a sweep on a worker makes the edits alone, no folder, page or scores: leave out {' and '.join(asked)}; "
+            "give the same without --detach once it is done, which computes no edit again"
+        )
+
+
+def _detach(how: str, asked: tuple[Any, ...], notes: list[str], as_json: bool) -> None:
+    """Hand a run to a worker by one of `flows.remote_control`'s functions, and say where it can be seen."""
     from flows.engine import use_server
     from flows.terminal import say
 
     url = use_server()
-    from flows.remote_control import detach, outcome
+    from flows import remote_control
 
-    for note in plan.notes:
-        say(note)
-    run, notes = detach(plan, output)
     for note in notes:
+        say(note)
+    run, heard = getattr(remote_control, how)(*asked)
+    for note in heard:
         say(note)
     say(f"{run.name}: {url.removesuffix('/api')}/runs/flow-run/{run.id}; tf watch, tf cancel")
     if as_json:
-        print_json({**outcome(run), "url": f"{url.removesuffix('/api')}/runs/flow-run/{run.id}"})
+        print_json({**remote_control.outcome(run), "url": f"{url.removesuffix('/api')}/runs/flow-run/{run.id}"})
     else:
         print(run.id)
 

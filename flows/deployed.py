@@ -6,7 +6,7 @@ Flow and deployment have one name: `edit-video/edit-video`. `store` is the worke
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from prefect.states import Cancelled, Completed, Failed
 from flows.config import EditConfig, RuntimeConfig
 from flows.deployments import refresh_cached_videos
 from flows.edit_flow import edit_video, walked
-from flows.forms import CachedEdit, Collection, PrepareConfig, Setting, Sweep
+from flows.forms import MOST_EDITS, CachedEdit, Collection, PrepareConfig, Sweep
 from flows.masks import stored_mask
 from flows.places import store_at
 from flows.plan import Plan
@@ -32,8 +32,6 @@ from store.errors import InputError, TokenflowError
 from store.layout import human_bytes
 
 __all__ = ["collect_garbage", "edit_cached", "edit_video", "prepare_video", "sweep"]
-
-MOST_EDITS = 1000  # of one sweep
 
 OF_CACHED = (
     "editor", "editor_settings", "negative_prompt", "controls", "mask", "mask_from", "mask_feather", "loras",
@@ -114,9 +112,7 @@ def cached_plan(edit: CachedEdit, store: str | None, runtime: RuntimeConfig) -> 
 
 
 def _sweep_name() -> str:
-    asked = Sweep.model_validate(flow_run.parameters["sweep"])
-    counts = ((asked.videos, "video"), (asked.prompts, "prompt"), (asked.settings, "setting"))
-    return "sweep · " + " × ".join(f"{len(each)} {noun}{'s' * (len(each) > 1)}" for each, noun in counts)
+    return Sweep.model_validate(flow_run.parameters["sweep"]).title
 
 
 @flow(name="sweep", flow_run_name=_sweep_name, persist_result=False)
@@ -128,7 +124,10 @@ def sweep(sweep: Sweep, store: str | None = None, runtime: RuntimeConfig = _RUNT
         store: folder or URL of the store; the worker's own without it
         runtime: how it is done; changes no result
     """
-    edits = list(_edits(sweep))
+    try:
+        edits = list(sweep.edits())
+    except InputError as error:
+        return Failed(message=str(error))
     if len(edits) > MOST_EDITS:
         return Failed(message=f"a sweep of {len(edits)} edits; one may have {MOST_EDITS}: make several of it")
     rows: list[dict[str, Any]] = []
@@ -140,15 +139,6 @@ def sweep(sweep: Sweep, store: str | None = None, runtime: RuntimeConfig = _RUNT
                 break
     create_table_artifact(rows, key="tokenflow-sweep", description=f"What became of {len(edits)} edits")
     return _swept(rows, len(edits))
-
-
-def _edits(sweep: Sweep) -> Iterator[tuple[EditConfig, int]]:
-    """One run per edit, so that one which fails takes no other with it; and the number of its setting, from 1."""
-    shared = sweep.model_dump(include={"model", "loras", "source_prompt", "frames", "size", "steps"})
-    for video in dict.fromkeys(sweep.videos):
-        for number, setting in enumerate(sweep.settings, 1):
-            for prompt in dict.fromkeys(sweep.prompts):
-                yield EditConfig(video=video, prompts=(prompt,), **_options(setting, shared)), number
 
 
 def _outcome(config: EditConfig, setting: int, state: State[Any]) -> dict[str, Any]:
@@ -171,11 +161,6 @@ def _swept(rows: Sequence[Mapping[str, Any]], wanted: int) -> State[None]:
     named = [f"{row['video']}, {row['prompt']!r}, setting {row['setting']}: {row['key, or why']}" for row in failed]
     more = f"; and {len(named) - 5} more, in the table of this run" if len(named) > 5 else ""
     return Failed(message=f"{len(failed)} of {wanted} edits failed: {'; '.join(named[:5])}{more}")
-
-
-def _options(setting: Setting, shared: dict[str, Any]) -> dict[str, Any]:
-    own = setting.model_dump(exclude={"preset", "guidance_scale"})
-    return with_preset(setting.preset, {**shared, **own, "guidance_scale": setting.guidance_scale or None})
 
 
 def _collection_name() -> str:

@@ -15,12 +15,12 @@ import numpy as np
 
 from stages.decode_frames import Spec as DecodeSpec
 from stages.measures.optical_flow import Estimator
-from store.artifact import Artifact
 from store.errors import InputError
 from store.store import Store
 
 from .config import RuntimeConfig
 from .edit import edit_one
+from .export import picture_of
 from .measure import Known, edit_row, field_rows
 from .plan import Plan
 from .prepare import prepare
@@ -143,7 +143,7 @@ class ClipWork:
             found.append(self._named("autoencoder", prompt) | edit_row(known, known.floor, None))
             shown = [("source", known.source), ("autoencoder alone", known.floor)]
             for setting in self.settings:
-                edited = self._edited(setting, prompt)["rgb"][:]
+                edited = self._edited(setting, prompt)
                 row = self._named(setting.name, prompt) | self._inversion(setting)
                 found.append(row | edit_row(known, edited, prompt) | self._text(edited, prompt))
                 shown.append((f"{prompt} · {setting.name}", edited))
@@ -184,10 +184,12 @@ class ClipWork:
             "clip": self.clip.name, "setting": setting, "prompt": prompt, "source_prompt": self.clip.source_prompt,
         }  # fmt: skip
 
-    def _edited(self, setting: Setting, prompt: str) -> Artifact:
+    def _edited(self, setting: Setting, prompt: str) -> np.ndarray[Any, Any]:
+        """Pictures of an edit, rgb (frame, height, width, 3) uint8."""
         session = self.sessions[setting.name]
         nodes = next(pair for pair in session.plan.edits if pair[0].prompt == prompt)
-        return edit_one(session, self.prepared[setting.name], *nodes)[1]()
+        rgb = edit_one(session, self.prepared[setting.name], *nodes)[1]()["rgb"][:]
+        return picture_of(rgb, session.plan.decode.spec)
 
     def _inversion_row(self, setting: Setting) -> Row:
         session = self.sessions[setting.name]

@@ -190,8 +190,13 @@ class Cut:
 
     def __getitem__(self, frames: Any, /) -> Any:
         """Of frames, or of one: what is taken of the first dimension."""
-        width, height = self.framing.shown
-        return self.rgb[frames][..., :height, :width, :]
+        return picture_of(self.rgb[frames], self.framing)
+
+
+def picture_of(rgb: np.ndarray[Any, Any], framing: decode_frames.Spec) -> np.ndarray[Any, Any]:
+    """Frames (…, height, width, channel) without what they were padded with for the model."""
+    width, height = framing.shown
+    return rgb[..., :height, :width, :]
 
 
 class Unpadded(Mapping[str, Array]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,9 +10,11 @@ from pydantic import ConfigDict, Field, JsonValue, create_model
 
 from store.schemas import Frozen
 
-from .config import MOST_PROMPTS, EditConfig, Prompt, editor_names, plain_fields
+from .config import MOST_PROMPTS, EditConfig, Prompt, editor_names, make_config, plain_fields
 from .controls import Control
-from .presets import Preset
+from .presets import Preset, with_preset
+
+MOST_EDITS = 1000  # of one sweep
 
 PREPARING = (
     "video", "model", "loras", "embeddings", "prompt_weighting", "source_prompt", "frames", "fps", "size", "letterbox",
@@ -84,6 +87,9 @@ class Setting(_Form):
     mask: Path | None = EditConfig.model_fields["mask"]  # type: ignore[assignment]
     mask_from: str | None = EditConfig.model_fields["mask_from"]  # type: ignore[assignment]
     mask_feather: int | None = EditConfig.model_fields["mask_feather"]  # type: ignore[assignment]
+    options: dict[str, JsonValue] = Field(
+        {}, title="Other options", description='of `tf run` by name, such as {"seed": 3}; they go first'
+    )
 
 
 class Sweep(_Form):
@@ -96,7 +102,7 @@ class Sweep(_Form):
         title="Prompts", description="what the edits show", min_length=1, max_length=MOST_PROMPTS
     )
     settings: tuple[Setting, ...] = Field(
-        (Setting(),), title="Settings", description="ways to edit that are tried", min_length=1, max_length=50
+        (Setting(),), title="Settings", description="ways to edit that are tried", min_length=1, max_length=MOST_EDITS
     )
     model: str = EditConfig.model_fields["model"]  # type: ignore[assignment]
     loras: tuple[str, ...] = EditConfig.model_fields["loras"]  # type: ignore[assignment]
@@ -104,6 +110,52 @@ class Sweep(_Form):
     frames: str | None = EditConfig.model_fields["frames"]  # type: ignore[assignment]
     size: str | None = EditConfig.model_fields["size"]  # type: ignore[assignment]
     steps: int = EditConfig.model_fields["steps"]  # type: ignore[assignment]
+
+    @property
+    def title(self) -> str:
+        """What a run of it is called."""
+        counts = ((self.videos, "video"), (self.prompts, "prompt"), (self.settings, "setting"))
+        return "sweep · " + " × ".join(f"{len(each)} {noun}{'s' * (len(each) > 1)}" for each, noun in counts)
+
+    def edits(self) -> Iterator[tuple[EditConfig, int]]:
+        """One run per edit, so that one which fails takes no other with it; and the number of its setting, from 1.
+
+        raises   InputError for a value that cannot be used
+        """
+        shared = self.model_dump(include=SHARED)
+        for video in dict.fromkeys(self.videos):
+            for number, setting in enumerate(self.settings, 1):
+                for prompt in dict.fromkeys(self.prompts):
+                    yield make_config(**_options(setting, shared) | {"video": video, "prompts": (prompt,)}), number
+
+
+SHARED = {"model", "loras", "source_prompt", "frames", "size", "steps"}  # by all settings, where none says otherwise
+
+
+def sweep_of(edits: Sequence[EditConfig]) -> Sweep:
+    """The form that asks for these edits of one video, a prompt each: every prompt of theirs in every setting."""
+    first = edits[0]
+    shared = first.model_dump(include=SHARED)
+    settings: list[Setting] = []
+    for each in edits:
+        setting = _setting(each, shared)
+        settings += [] if setting in settings else [setting]
+    prompts = tuple(dict.fromkeys(prompt for each in edits for prompt in each.prompts))
+    return Sweep(videos=(first.video,), prompts=prompts, settings=tuple(settings), **shared)
+
+
+def _setting(edit: EditConfig, shared: dict[str, Any]) -> Setting:
+    """A setting with the form's own fields, and what they cannot say among its other options."""
+    own = edit.model_dump(include={*Setting.model_fields} - {"preset", "options"})
+    setting = Setting(**own | {"guidance_scale": edit.guidance_scale or 0})
+    said = EditConfig(video=edit.video, prompts=edit.prompts, **_options(setting, shared)).model_dump(mode="json")
+    others = {name: value for name, value in edit.model_dump(mode="json").items() if said[name] != value}
+    return setting.model_copy(update={"options": others})
+
+
+def _options(setting: Setting, shared: dict[str, Any]) -> dict[str, Any]:
+    own = setting.model_dump(exclude={"preset", "options"}) | {"guidance_scale": setting.guidance_scale or None}
+    return with_preset(setting.preset, {**shared, **own, **setting.options})
 
 
 class Collection(Frozen):

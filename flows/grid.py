@@ -18,11 +18,11 @@ from store.layout import human_bytes
 from store.store import Store
 
 from .config import EditConfig, RuntimeConfig, check_texts
+from .forms import MOST_EDITS
 from .options import GIVEN_AS, REPEATED, Options, config_of, over
 from .plan import Node, Plan
 from .videos import KnownVideo
 
-MOST_EDITS = 1000  # of one sweep
 NOT_TRIED = {
     "video": "a sweep is of one video",
     "prompts": "prompts are given by --prompts",

@@ -22,8 +22,10 @@ from stages.measures.correspondence import WITHIN, grid_of, pooled, token_errors
 from stages.measures.frames import Motion, gradient_energy, overlap, psnr, warp_errors
 from stages.measures.optical_flow import Estimator, estimated_motion
 from stages.measures.optical_flow import displacement as estimated_displacement
+from stages.media.letterbox import padded
 from store.tables import Column
 
+from .export import picture_of
 from .suite import Clip
 from .truth import true_scenes
 
@@ -90,7 +92,10 @@ FIELD_TABLE = {
     "error": Column("mean distance of those matches from where the flow says; lower is better", units="tokens", ge=0),
     "object_accuracy": Column("accuracy over tokens of the object alone", ge=0, le=1),
     "object_error": Column("error over tokens of the object alone", units="tokens", ge=0),
-    "hidden": Column("share of tokens that cannot be seen in the keyframe, and are not counted", ge=0, le=1),
+    "hidden": Column(
+        "share of tokens that cannot be seen in the keyframe, or lie in the clip's padding, and are not counted", ge=0,
+        le=1,
+    ),
 }  # fmt: skip
 
 
@@ -101,6 +106,7 @@ class Known:
     source, floor   rgb (frame, height, width, 3) uint8
     scenes          a scene per frame where the clip was rendered by the world, else None
     cuts            frames at which a new shot begins: no point of them is looked for in the frame before
+    padding         pixels at right and bottom that the model saw beside these pictures: hidden, where tokens are
     """
 
     source: Rgb
@@ -108,13 +114,15 @@ class Known:
     scenes: Scene | None
     estimator: Estimator
     cuts: tuple[int, ...] = ()
+    padding: Pair = (0, 0)
 
     @classmethod
     def of(
         cls, clip: Clip, spec: DecodeSpec, source: Rgb, floor: Rgb, estimator: Estimator, cuts: tuple[int, ...] = ()
     ) -> Known:  # fmt: skip
-        """Reads the truth beside the clip; InputError where the note there is not this clip's."""
-        return cls(source, floor, true_scenes(clip.video, spec.model_dump(), source.shape), estimator, cuts)
+        """Of frames as `spec` decodes them, with their padding; InputError where the truth beside is another clip's."""
+        scenes = true_scenes(clip.video, spec.model_dump(), source.shape)
+        return cls(picture_of(source, spec), picture_of(floor, spec), scenes, estimator, cuts, spec.padding)
 
     @cached_property
     def motion(self) -> Motion:
@@ -155,7 +163,10 @@ class Known:
     def _estimated(self, pair: Pair) -> tuple[Rgb, Rgb]:
         if pair not in self._flows:
             frame, target = pair
-            self._flows[pair] = estimated_displacement(self.source[frame], self.source[target], self.estimator)
+            moved, hidden = estimated_displacement(self.source[frame], self.source[target], self.estimator)
+            right, bottom = self.padding
+            outside = np.pad(hidden, ((0, bottom), (0, right)), constant_values=True)
+            self._flows[pair] = padded(moved, self.padding), outside
         return self._flows[pair]
 
 

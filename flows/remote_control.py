@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psutil
@@ -33,13 +33,16 @@ from prefect.states import Cancelled, Cancelling, Crashed
 from flows.deployments import TOKENFLOW_FLOWS
 from flows.desk import online_workers
 from flows.engine import SECONDS_WITHOUT_SIGN, SILENT, EngineError, refusal
+from flows.forms import sweep_of
 from flows.plan import Plan
 from flows.summary import run_name
 from store.errors import InputError
 
+if TYPE_CHECKING:
+    from flows.run_sweep import Planned
+
 SECONDS_TO_CANCEL = 30
 CLOCKS_DIFFER = 60  # seconds at most between this machine's and the server's
-EDIT = "edit-video/edit-video"
 
 _OURS = FlowFilter(name=FlowFilterName(any_=TOKENFLOW_FLOWS))  # a server may have others' flows too
 
@@ -90,17 +93,27 @@ def detach(plan: Plan, output: Path | None) -> tuple[FlowRun, list[str]]:
     config = plan.config.anywhere()
     files = clip_files(plan, output)
     target = (output or (files[0] if len(files) == 1 else Path(f"{config.video.stem}.mp4"))).absolute()
-    parameters = {
-        "config": config.model_dump(mode="json"), "runtime": plan.runtime.model_dump(mode="json"),
-        "store": plan.store.place, "output": str(target),
-    }  # fmt: skip
-    title = run_name("edit", config.video.stem, config.prompts)
+    asked = {"config": config.model_dump(mode="json"), "output": str(target)}
+    return _handed_over("edit-video", asked, plan, run_name("edit", config.video.stem, config.prompts))
+
+
+def detach_sweep(planned: Planned) -> tuple[FlowRun, list[str]]:
+    """The same for a sweep, whose edits a worker puts into the store."""
+    plans = [each.plan for each in sorted(planned.combinations, key=lambda each: each.number)]
+    sweep = sweep_of([plan.config.anywhere() for plan in plans])
+    return _handed_over("sweep", {"sweep": sweep.model_dump(mode="json")}, plans[0], sweep.title)
+
+
+def _handed_over(name: str, asked: dict[str, Any], plan: Plan, title: str) -> tuple[FlowRun, list[str]]:
+    """A run of the deployment that has the name of its flow; done as `plan` is, over its store."""
+    parameters = {**asked, "runtime": plan.runtime.model_dump(mode="json"), "store": plan.store.place}
     with api() as client:
         try:
-            deployment = client.read_deployment_by_name(EDIT)
+            deployment = client.read_deployment_by_name(f"{name}/{name}")
         except ObjectNotFound:
             raise InputError(
-                f"this Prefect server has no deployment {EDIT}; tf deploy --pool NAME registers it, or tf up here"
+                f"this Prefect server has no deployment {name}/{name}; tf deploy --pool NAME registers it, or tf up "
+                "here"
             ) from None
         run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=title)
     pool = deployment.work_pool_name

@@ -18,6 +18,7 @@ from store.artifact import Artifact
 from store.store import Store
 from store.tables import Column
 
+from .export import picture_of
 from .measure import MEASURES, Known, edit_row
 from .plan import Plan
 from .runtime import load_backbone
@@ -57,12 +58,13 @@ class Scorer:
         what = " ".join([
             f"scores {VERSION}", edit.digest, frames.digest, plan.model.key, self.estimator.name,
             self._truth(plan.config.video), self._clip_identity, prompt, *_named(plan.match.spec.cuts),
+            *(["unpadded"] if any(plan.decode.spec.padding) else []),  # once they were of padded frames
         ])  # fmt: skip
         kept: Any = self.store.remembered(what, lambda: self._measured(plan, edit, frames, prompt))
         return dict(kept)
 
     def _measured(self, plan: Plan, edit: Artifact, frames: Artifact, prompt: str) -> dict[str, Any]:
-        known, edited = self._known_of(plan, frames), edit["rgb"][:]
+        known, edited = self._known_of(plan, frames), picture_of(edit["rgb"][:], plan.decode.spec)
         moved = np.abs(edited.astype(np.int16) - known.floor.astype(np.int16)).mean()
         row = {"change": 100 * float(moved) / 255}
         if len(edited) >= FEWEST_FRAMES:

@@ -40,6 +40,6 @@ def write_page(
         fps=float(decode_frames.rate(plan.decode.spec, plan.video)), digits=DIGITS,
         tried={name: values for name, values in tried.items() if len(values) > 1},
         scores=[(name, name.replace("_", " ").replace("psnr", "PSNR"), SCORES[name]) for name in measured],
-        width=plan.decode.spec.width,
+        width=plan.clip_size[0],
     )  # fmt: skip
     write_whole(file, page)

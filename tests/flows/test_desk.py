@@ -185,6 +185,31 @@ def test_cancelling_stops_a_run_of_the_worker_and_keeps_what_it_committed(
     assert desk.tf("cancel", run).code == 0  # over already, and said so
 
 
+def test_a_sweep_is_handed_over_watched_and_cancelled(
+    desk: AtDesk, clip: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "store"
+
+    def handed_over(*more: object) -> str:
+        asked = edit(clip, tiny_folder, "a stone statue", "--grid", "seed=1,2", "--store", place, "--detach", *more)
+        begun = desk.tf("sweep", *asked[1:])
+        assert begun.code == 0, begun.err
+        return begun.out.strip()
+
+    watched = desk.tf("watch", handed_over()[:8], "--json")
+    assert (watched.code, watched.json["message"]) == (0, "2 edits"), watched.err
+    assert watched.json["name"] == "sweep · 1 video × 1 prompt × 2 settings"
+    assert len([*Store(place).records("propagate_tokens")]) == 2
+
+    run = handed_over(*LONG)
+    wait_for(lambda: desk.flow_run(run)["state_name"] == "Running", "the sweep does not begin", 120)
+    done = desk.tf("cancel", run, "--json")
+    assert (done.code, done.json["state"]) == (0, "Cancelled"), done.err
+    worker = psutil.Process(desk.state()["worker"]["pid"])
+    wait_for(lambda: not worker.children(), "the sweep's process goes on")
+    assert len([*Store(place).records("propagate_tokens")]) == 2
+
+
 def test_killed_worker_and_run_are_named_marked_and_retried_to_the_same_bytes(
     desk: AtDesk, clip: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:

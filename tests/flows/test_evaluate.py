@@ -19,7 +19,8 @@ from flows.evaluate import Evaluation, Evaluator
 from flows.evaluation_page import summarized, write_page
 from flows.measure import Known, asked_attributes, edit_row, field_rows
 from flows.run_suite import run_suite
-from flows.suite import PER_FRAME, Clip, Suite, pocket_clips, read_suite
+from flows.scores import Scorer
+from flows.suite import PER_FRAME, Clip, Metrics, Suite, pocket_clips, read_suite
 from pocket.clips import write_video
 from pocket.truth import truth_file
 from pocket.world import flow, render, sample_clip
@@ -28,6 +29,7 @@ from stages.measures.optical_flow import choose
 from store.errors import InputError
 from store.store import Store
 from tests.flows.runs import Executed
+from tests.stages.clips import write_clip
 
 SUITE = """
 [options]
@@ -203,6 +205,39 @@ def test_a_clip_of_no_world_has_its_motion_estimated(tmp_path: Path, clip: Path,
     assert all(math.isfinite(row["warp_error"]) and "edit_success" not in row for row in evaluation.rows)
     assert evaluation.field_rows
     assert all(math.isnan(row["object_accuracy"]) for row in evaluation.field_rows if "accuracy" in row)
+
+
+def test_padding_is_neither_measured_nor_shown(tmp_path: Path, tiny_folder: Path, executed: Executed) -> None:
+    video = write_clip(tmp_path / "odd.mkv", frames=4, width=35, height=33, codec="ffv1", pixel_format="bgr0")
+    options = {"model": str(tiny_folder), "steps": 2, "keyframe_interval": 3}
+    suite = Suite(name="odd", options=options, clips=(Clip(video=video, prompts=("a red ball",)),), per_frame=False)
+    store = Store(tmp_path / "store")
+    evaluator = Evaluator(suite, make_runtime(), store, lambda said: None)
+    evaluation = evaluator.run()
+    assert [frames.shape for _, frames in evaluation.pictures[0].rows] == [(4, 33, 35, 3)] * 3
+
+    plan = evaluator.plans[video, "ours"]
+    frames, edit = plan.find(plan.decode), plan.find(plan.edits[0][1])
+    assert frames is not None and edit is not None
+    width, height = plan.size
+    assert frames["rgb"].shape[1:3] == (height, width) != (33, 35)
+    backbone = evaluator._backbone((plan.model.key, plan.device), plan)
+    floor = backbone.decode(backbone.encode(frames["rgb"][:]))
+    source, floor, edited = (rgb[:, :33, :35] for rgb in (frames["rgb"][:], floor, edit["rgb"][:]))
+    [row] = of(evaluation, "ours")
+    by_hand = edit_row(Known(source, floor, None, choose("dis")), edited, None)
+    assert {name: row[name] for name in by_hand} == by_hand
+    scores = Scorer(store, Metrics(flow="dis"))(plan, edit, frames)
+    assert scores == by_hand | {"change": 100 * np.abs(edited.astype(int) - floor).mean() / 255}
+
+
+def test_tokens_of_padding_count_as_hidden() -> None:
+    picture = render(sample_clip(2, torch.Generator().manual_seed(3)), 48).rgb
+    rgb = np.repeat((picture[:1] * 255).round().byte().numpy(), 2, axis=0)
+    known = Known(rgb, rgb, None, choose("dis"), padding=(16, 32))
+    moved, hidden = known.travels([(1, 0)], 5, 4)
+    assert not hidden[0, :3, :3].any() and hidden[0, 3:].all() and hidden[0, :, 3:].all()
+    assert moved.shape == (1, 5, 4, 2) and moved.abs().max() < 0.01
 
 
 def test_without_prompts_only_the_inversion_is_looked_at(suite: Suite, tmp_path: Path, executed: Executed) -> None:

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from flows.config import EditConfig, RuntimeConfig
+from flows.forms import Sweep, sweep_of
+from flows.grid import read_axes
 from flows.plan import Plan
 from flows.run import run_edit
+from flows.run_sweep import planned_sweep
 from flows.tasks import Session
 from flows.videos import choose_preparation, preparations
 from store.errors import InputError
@@ -107,6 +110,7 @@ HELD = {"editor": "controlnet", "controls": [{"kind": "canny", "strength": 0.8}]
         ("edit-cached", {"edit": CACHED | {"mask": "3f2a91c0", "mask_feather": 4, "loras": ["film.safetensors:0.5"]}}),
         ("edit-cached", {"edit": CACHED | HELD}),
         ("sweep", {"sweep": TRIED | {"settings": [{"mask_from": "cross-attention:dog"}, {"mask": "dog.png"}]}}),
+        ("sweep", {"sweep": TRIED | {"settings": [{"options": {"seed": 3, "blend": "nearest"}}]}}),
         ("sweep", {"sweep": TRIED | {"loras": ["a.safetensors"], "settings": [{"preset": "fast"}, HELD]}}),
         ("collect-garbage", {"collection": {"max_size": "20GB", "older_than": "30d"}}),
         ("collect-garbage", {}),
@@ -185,6 +189,32 @@ def test_a_prepared_video_is_offered_and_edited_where_its_file_is_not(
     key = preparations(room)[0].video.key
     assert put(room, key[:15], "a blue ball").is_completed()
     assert {each.state.name for each in task_runs(last_flow_run(), 6)} == {"Cached"}
+
+
+def test_a_sweep_of_the_command_line_is_one_of_a_form(clip: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    options: dict[str, Any] = {"video": clip, "model": str(tiny_folder), **SMALL, "preset": "fast", "mask_feather": 2}
+    grid = ["steps=2,3", "blend=nearest", "guidance_scale=0,2", "pnp.attention=0.3", "seed=1,2"]
+    planned = planned_sweep(options, {}, ["a red ball", "a blue ball"], read_axes(grid), store)
+    edits = [each.plan.config for each in sorted(planned.combinations, key=lambda each: each.number)]
+    sweep = sweep_of(edits)
+    assert (len(edits), len(sweep.settings), len(sweep.prompts)) == (16, 8, 2)
+    again = Sweep.model_validate_json(sweep.model_dump_json())
+    assert [edit for edit, _ in again.edits()] == edits
+    assert again.settings[0].options.keys() == {"blend", "seed", "guidance_scale"} | {
+        "keyframe_interval", "guidance_stop", "feature_reuse",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"steeps": 3}, "--steeps"), ({"blend": "soft"}, "--blend 'soft'"), ({"seed": -1}, "--seed -1")],
+)
+def test_an_option_that_a_sweep_cannot_use_is_named(api: str, options: dict[str, Any], said: str) -> None:
+    from flows.deployed import sweep
+
+    state: Any = sweep(sweep={**TRIED, "settings": [{"options": options}]}, return_state=True)
+    assert state.is_failed() and said in state.message and "\n" not in state.message
 
 
 @pytest.mark.parametrize(

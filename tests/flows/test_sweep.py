@@ -166,6 +166,7 @@ def test_an_edit_that_cannot_be_made_stops_no_other(
         (["--clip-model", "/none"], "/none"),
         (["--keep-alpha"], "the clips of a sweep are .mp4, for its page, and hold no transparency"),
         (["--runner", "dask"], "and a sweep does without it; say --engine prefect too"),
+        (["--detach"], "a sweep on a worker makes the edits alone, no folder, page or scores: leave out -o; give"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

@@ -123,7 +123,7 @@ def test_equal_frames_give_equal_bytes(tmp_path: Path, name: str, encoding: Enco
 
 
 def test_h264_is_never_reordered(tmp_path: Path) -> None:
-    """Where it is, x264 writes one clip in about fifty differently a second time."""
+    """Where it is, x264 may write a clip differently a second time: see docs/decisions.md."""
     write_video(tmp_path / "a.mp4", [patterns(30)], **even(30))
     with av.open(tmp_path / "a.mp4") as container:
         times = [(packet.pts, packet.dts) for packet in container.demux(video=0) if packet.size]
