@@ -568,6 +568,7 @@ class Plan:
                 editor=editor,
                 attended_keyframes=config.attended_keyframes,
                 pictures_kept=self.mask is not None,
+                border_edited=self.mask is not None,
                 guidance_embedded=self.layout.embeds_guidance,
                 regions=self.regions.prompts,
             ),

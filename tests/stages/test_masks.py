@@ -20,7 +20,7 @@ from pocket.world import SHAPES, Scene, caption, render, sample_clip
 from stages import find_masks, read_masks
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
 from stages.editing.decoding import blended
-from stages.editing.masking import in_latents, put_back, softened
+from stages.editing.masking import edited_in_latents, in_latents, put_back, softened
 from store.errors import InputError
 from tests.stages.clips import write_clip
 from tests.tiny.method import Prepared, edit, edit_at_once, edit_of_keyframes, edit_spec, prepare, propagate
@@ -130,6 +130,14 @@ def test_the_share_of_a_latent_pixel_is_the_share_of_its_pixels(share: float) ->
     assert put_back(one, other, own).flatten().tolist() == pytest.approx([edited / 16] * 4, abs=1e-6)
 
 
+@given(share=st.integers(0, 16))
+def test_a_latent_pixel_half_in_the_mask_is_edited_whole(share: int) -> None:
+    mask = np.zeros(16, np.uint8)
+    mask[:share] = 255
+    own = float(edited_in_latents(mask.reshape(1, 4, 4), 1, 1))
+    assert own == pytest.approx(min(1, share / 8), abs=1e-6)
+
+
 def masked(prepared: Prepared, left: int) -> Prepared:
     """The same with a mask whose pixels from `left` on are edited."""
     mask = np.zeros(prepared.rgb.shape[:3], np.uint8)
@@ -147,6 +155,15 @@ def test_outside_of_the_mask_the_edit_is_the_source_and_inside_it_is_not(
     column = half // (prepared.rgb.shape[2] // clean.shape[-1])
     assert np.allclose(latents[..., :column], clean[..., :column], atol=1e-5)
     assert np.abs(latents[..., column:] - clean[..., column:]).max() > 0.1
+
+
+def test_an_edit_reaches_over_the_latent_pixels_on_the_border(short: Prepared) -> None:
+    pixel = short.rgb.shape[2] // short.latents["clean_latents"].shape[-1]
+    straddled = edit(masked(short, 4 * pixel + pixel // 2), edit_spec(border_edited=True))["latents"]
+    aligned = edit(masked(short, 4 * pixel), edit_spec())["latents"]
+    assert np.array_equal(straddled, aligned)
+    mixed = edit(masked(short, 4 * pixel + pixel // 2), edit_spec())["latents"]
+    assert not np.array_equal(mixed, aligned)
 
 
 def test_a_mask_of_everything_changes_nothing_and_one_of_nothing_is_the_source(short: Prepared) -> None:
