@@ -218,7 +218,7 @@ def found_by(known: Prepared, prompt: str, words: str, **spec: Any) -> np.ndarra
         asked, range(1), frames={"rgb": known.rgb}, latents=known.latents, timesteps=known.timesteps, trained=1000,
         backbone=known.backbone,
     )  # fmt: skip
-    return np.concatenate([block.values for block in blocks])
+    return np.concatenate([block.values for block in blocks if block.variable == "mask"])
 
 
 def overlap(found: np.ndarray[Any, Any], true: np.ndarray[Any, Any]) -> float:
@@ -264,6 +264,29 @@ def test_the_object_is_found_by_its_name(
 def test_a_word_that_the_prompt_does_not_hold_is_one_sentence(prepared: Prepared) -> None:
     with pytest.raises(InputError, match=r"'a source' does not hold 'dog'.*--source-prompt"):
         found_by(prepared, "a source", "dog")
+
+
+@given(level=st.floats(1e-4, 1), raised=st.floats(0, 50), seed=st.integers(0, 9))
+def test_variation_is_that_of_the_word_that_stands_for_the_thing(level: float, raised: float, seed: int) -> None:
+    """Of two words the first is attended to alike everywhere, the second more in one quarter."""
+    attended = torch.full((3, 2, 8, 8), level)
+    attended[:, 1, :4, :4] *= 1 + raised
+    own = find_masks.variation(attended)
+    assert own.shape == (3,)
+    expected = raised * (3 / 16) ** 0.5 / (1 + raised / 4)
+    assert own == pytest.approx([expected] * 3, rel=1e-3, abs=1e-5)
+
+
+def test_how_unevenly_a_word_is_attended_to_is_kept_per_frame(prepared: Prepared) -> None:
+    height, width = prepared.rgb.shape[1:3]
+    asked = find_masks.Spec(prompt="a source", words="source", width=width, height=height)
+    first = next(find_masks.run(
+        asked, range(1), frames={"rgb": prepared.rgb}, latents=prepared.latents, timesteps=prepared.timesteps,
+        trained=1000, backbone=prepared.backbone,
+    ))  # fmt: skip
+    assert first.variable == "variation"
+    assert first.values.shape == (len(prepared.rgb),) and first.values.dtype == np.float32
+    assert (first.values > 0).all()
 
 
 def test_frames_per_pass_finds_no_other_mask(prepared: Prepared) -> None:
