@@ -185,7 +185,7 @@ def edit_options(
         str | None, typer.Option(metavar="WORD", help="Short for --mask-from cross-attention:WORD.")
     ] = None,
     mask_feather: Annotated[
-        int | None, typer.Option(help="Width of the mask's soft edge in pixels; that of a latent pixel without it.")
+        int | None, typer.Option(help="Width of the mask's soft edge in pixels; half a latent pixel without it.")
     ] = None,
     region: Annotated[
         list[str] | None,

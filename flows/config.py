@@ -176,8 +176,8 @@ class EditConfig(Frozen):
         json_schema_extra={"pattern": MASK_FROM, "examples": ["cross-attention:dog", "sam:sam2/@0.5,0.4"]},
     )  # fmt: skip
     mask_feather: int | None = Field(
-        None, title="Mask feather", description="width of the mask's soft edge in pixels; a latent's without it", ge=0,
-        le=512,
+        None, title="Mask feather", ge=0, le=512,
+        description="width of the mask's soft edge in pixels; half a latent's without it, of regions a whole one",
     )  # fmt: skip
     regions: tuple[str, ...] = Field(
         (), title="Regions", description="each MASK=PROMPT: where the mask is white this prompt rules; MASK "

@@ -47,14 +47,14 @@ def mask_key(config: EditConfig, store: Store) -> str | None:
     return f"blake3:{store.sequence_hash(read_masks.mask_files(config.mask))}"
 
 
-def mask_recipe(plan: Masked, latent_pixel: int) -> tuple[str, MaskSpec, dict[str, str]] | None:
+def mask_recipe(plan: Masked, edge: int) -> tuple[str, MaskSpec, dict[str, str]] | None:
     """(stage, Spec, inputs) of the mask, drawn by the user or found; None: everything is edited.
 
-    latent_pixel   side in pixels: the width of the soft edge where none is asked for
+    edge   width of the soft edge in pixels where none is asked for
     """
     config, decode = plan.config, plan.decode
     size = {"width": decode.spec.width, "height": decode.spec.height}
-    feather = latent_pixel if config.mask_feather is None else config.mask_feather
+    feather = edge if config.mask_feather is None else config.mask_feather
     if config.mask is not None:
         assert plan.mask_key is not None, "a mask that is drawn has a key"
         taken = tuple(plan.taken) if decode.spec.fps else None

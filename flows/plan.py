@@ -203,7 +203,7 @@ class Plan:
             ),
             {"tokens": self.extract.key.hex},
         )
-        recipe = mask_recipe(self, geometry.multiple)
+        recipe = mask_recipe(self, geometry.multiple // 2)
         self.mask = self._node(*recipe) if recipe else None
         self.regions = RegionPlan(self, known.region_keys or region_keys(config, store), geometry.multiple)
         advised = self.model.advice.guidance_scale
@@ -568,6 +568,7 @@ class Plan:
                 editor=editor,
                 attended_keyframes=config.attended_keyframes,
                 pictures_kept=self.mask is not None,
+                border_edited=self.mask is not None,
                 guidance_embedded=self.layout.embeds_guidance,
                 regions=self.regions.prompts,
             ),

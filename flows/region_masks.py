@@ -36,7 +36,7 @@ class RegionPlan:
     """The regions of a run and their masks, each artifact once.
 
     keys          per region "blake3:" and the hash of its mask's files; None where it is found by a word
-    latent_pixel  side in pixels, see `mask_recipe`
+    latent_pixel  side in pixels: the soft edge of regions, which are put together in latents alone
     drawn         key in hex → the place that a mask is read from
     raises        InputError where a mask's files are not there
     """

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from store.errors import InputError
-from store.schemas import Arrays, Block, Blocks, Frozen, Schema
+from store.schemas import Arrays, Block, Blocks, Frozen, Schema, Variable
 
 from .backbones import Backbone
 from .diffusion.attention import AttendedWords, AveragedByAttention, cross_attention_layers
@@ -28,13 +28,14 @@ from .diffusion.chunks import blocks_of
 from .diffusion.patching import patched
 from .editing.masking import mask_schema, softened
 
-VERSION = 2
+VERSION = 3
 WORD_LEVELS = (0.2, 0.6)  # of the trained timesteps: noisier, the picture is not there yet; cleaner, no word matters
 LIKENESS_LEVELS = (0.02, 0.2)  # little noise: what is alike is seen best
 MOST_WORD_TIMESTEPS, MOST_LIKENESS_TIMESTEPS = 5, 2
 MOST_TOKENS = 32 * 32  # of a frame, in the layers that are read: finer ones see texture
 GUIDE = 4  # pixels of the guiding picture to a token's side, and radius of the filter: a token and its neighbours
 MOST_LOST = 4  # times larger that the coarse mask may be than the guided one
+NAMES_NOTHING = 0.33  # variation of attention to words that are not there: `python -m benchmarks.masks --words`
 FLAT = 1e-3  # variance of colours (0 to 1) below which the guiding picture has no border
 
 Reader = Callable[[str, slice], Any]
@@ -57,8 +58,15 @@ class Spec(Frozen):
 
 
 def outputs(spec: Spec, *, frames: Schema) -> Schema:
-    """A mask per frame."""
-    return mask_schema(frames, spec.height, spec.width)
+    """A mask per frame, and how unevenly the frame attends to the word."""
+    schema = mask_schema(frames, spec.height, spec.width)
+    count = schema.size("frame")
+    assert count is not None
+    variation = Variable(
+        dims=("frame",), shape=(count,), dtype="float32", chunks=(count,), units="1",
+        description="of attention to the word that varies most: deviation over mean",
+    )  # fmt: skip
+    return schema.model_copy(update={"variables": schema.variables | {"variation": variation}})
 
 
 def steps_read(timesteps: Sequence[int], trained: int) -> tuple[list[int], list[int]]:
@@ -86,7 +94,7 @@ def run(
     frames    rgb (frame, height, width, 3) uint8
     latents   latents (timestep, frame, channel, height, width)
     trained   timesteps that the model was trained on
-    yields    mask (frame, height, width) uint8
+    yields    mask (frame, height, width) uint8, variation (frame,) float32
     raises    InputError where the prompt does not hold the words
     """
     assert part == range(1), "where the mask begins is one number for the whole clip"
@@ -99,7 +107,9 @@ def run(
     source = _Source(latents, timesteps, backbone.encode_text([spec.prompt]), backbone)
     of_words, of_likes = steps_read(timesteps, trained)
     blocks = blocks_of(latents["latents"].shape[1])
-    attended = _clip([source.attended(block, of_words, places) for block in blocks])
+    by_word = torch.cat([source.attended(block, of_words, places) for block in blocks])
+    yield Block("variation", (0,), variation(by_word))
+    attended = _clip([by_word.sum(1)])
     heat = _clip([source.averaged(block, of_likes, attended[block.start : block.stop]) for block in blocks])
     grey = (255 * heat).astype(np.uint8)
     otsu = cv2.threshold(grey.reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)[0]
@@ -108,6 +118,18 @@ def run(
         pictures = frames["rgb"][block.start : block.stop]
         masks = [parted(picture, heat[frame], begins) for picture, frame in zip(pictures, block, strict=True)]
         yield Block("mask", (block.start, 0, 0), np.stack([softened(mask, spec.feather) for mask in masks]))
+
+
+def variation(attended: Tensor) -> NDArray[np.float32]:
+    """Deviation over mean of the attention in each frame (frame,), of the word that has most of it in the clip.
+
+    attended   shares (frame, word, height, width). A phrase has one word that stands for the thing, its last mostly;
+               attention to the others is nearly the same all over
+    """
+    flat = attended.flatten(2)
+    each = flat.std(-1, correction=0) / flat.mean(-1)
+    most: NDArray[np.float32] = each[:, each.mean(0).argmax()].cpu().numpy()
+    return most
 
 
 def parted(picture: NDArray[np.uint8], heat: NDArray[np.float32], begins: float) -> NDArray[np.uint8]:
@@ -127,7 +149,7 @@ def _clip(blocks: Sequence[Tensor]) -> NDArray[np.float32]:
 
 
 class _Source:
-    """The source's attention at some timesteps, in maps (frame, height, width) float32 of the finest grid read."""
+    """The source's attention at some timesteps, in float32 maps of the finest grid read."""
 
     def __init__(self, latents: Arrays, timesteps: Sequence[int], text: Tensor, backbone: Backbone) -> None:
         self.latents, self.timesteps, self.text, self.backbone = latents["latents"], timesteps, text, backbone
@@ -136,18 +158,19 @@ class _Source:
         self.grid = max(self.layers.values())
 
     def attended(self, block: range, steps: Sequence[int], places: list[int]) -> Tensor:
-        """Attention to the words at `places`, averaged over steps and layers."""
+        """Attention to each word at `places`, averaged over steps and layers (frame, word, height, width)."""
         return self._read(block, steps, self.layers, lambda layer, _: AttendedWords(self._processor(layer), places))
 
     def averaged(self, block: range, steps: Sequence[int], maps: NDArray[np.float32]) -> Tensor:
-        """Maps averaged over what each pixel attends to, as self-attention beside the finest of the layers has it."""
+        """Maps (frame, height, width) averaged over what each pixel attends to, beside the finest of the layers."""
         values = torch.from_numpy(maps).flatten(1).to(self.text.device)
         finest = {
             f"{layer.removesuffix('attn2')}attn1": grid for layer, grid in self.layers.items() if grid == self.grid
         }
-        return self._read(
+        averaged = self._read(
             block, steps, finest, lambda layer, some: AveragedByAttention(self._processor(layer), values[some])
         )
+        return averaged[:, 0]
 
     def _processor(self, layer: str) -> Any:
         return self.backbone.unet.get_submodule(layer).processor
@@ -185,8 +208,8 @@ def _layers(backbone: Backbone, size: tuple[int, int]) -> Mapping[str, tuple[int
 
 
 def _as_picture(read: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """What was read of one layer (frame, token) float32 as pictures (frame, height, width)."""
-    return F.interpolate(read.unflatten(1, grid)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    """What was read of one layer (frame, token) or (frame, word, token) as pictures (frame, word, height, width)."""
+    return F.interpolate(read.reshape(len(read), -1, *grid), size, mode="bilinear", align_corners=False)
 
 
 def guided_by(picture: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.float32]:

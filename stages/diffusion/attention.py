@@ -132,11 +132,11 @@ class AttendedWords:
             for states in (attention.to_q(hidden_states), attention.to_k(encoder_hidden_states))
         )
         shares = (query.float() @ key.float().transpose(-1, -2) * attention.scale).softmax(-1)
-        self.attended = shares[..., list(self.places)].sum(-1).mean(1)
+        self.attended = shares[..., list(self.places)].mean(1).transpose(1, 2)
         return self.inner(attention, hidden_states, encoder_hidden_states, *args, **kwargs)
 
     def taken(self) -> Tensor:
-        """The words' share of attention (frame, token) float32 in the pass that was run."""
+        """Each word's share of attention (frame, word, token) float32 in the pass that was run."""
         assert self.attended is not None, "this layer was not executed"
         return self.attended
 

@@ -38,7 +38,7 @@ from ..diffusion.patching import Hook, patched
 from ..diffusion.solvers import Sampling
 from .controlling import Controlling
 from .decoding import Decoding
-from .masking import in_latents, put_back
+from .masking import edited_in_latents, in_latents, put_back
 from .passes import Stretch, apart, spans, stretches
 from .reading import read_ahead
 from .regions import Region, overlaid
@@ -63,12 +63,13 @@ class EditSpec(Frozen):
     guidance_rescale                how far guidance is kept from raising contrast, see `ddim.guided`
     feature_reuse                   every how many steps the whole UNet is executed, see `reuse`
     pictures_kept                   outside of the mask the pictures too are the source's, see `decoding`
+    border_edited                   latent pixels half in the mask are edited whole, see `masking.edited_in_latents`
     guidance_embedded               the UNet itself takes the scale: there is no unconditional branch
     regions                         prompts of parts of the picture, each a branch of its own, see `regions`
     """
 
     left_out: ClassVar[frozenset[str]] = frozenset(
-        {"guidance_rescale", "pictures_kept", "regions", "guidance_embedded"}
+        {"guidance_rescale", "pictures_kept", "border_edited", "regions", "guidance_embedded"}
     )
 
     prompt: str
@@ -82,6 +83,7 @@ class EditSpec(Frozen):
     attended_keyframes: int = Field(8, ge=1, le=4096)  # beyond so many, see `keyframe_groups`
     solver: Solver = "ddim"
     pictures_kept: bool = False
+    border_edited: bool = False
     guidance_embedded: bool = False
     regions: tuple[str, ...] = Field((), max_length=MOST_REGIONS)
 
@@ -280,7 +282,8 @@ class Denoiser:
         assert self.mask is not None, "there is a mask"
         size = self.latents["latents"].shape[-2:]
         some = [self.frames[block.start : block.stop] for block in blocks_of(len(self.frames))]
-        return torch.cat([in_latents(frames_of(self.mask["mask"], frames), *size) for frames in some])
+        share = edited_in_latents if self.spec.border_edited else in_latents
+        return torch.cat([share(frames_of(self.mask["mask"], frames), *size) for frames in some])
 
     def _keyframes_of(self, step: int, now: Tensor, known: Array | None) -> Tensor:
         """Latents (keyframe, c, h, w) of the step's keyframes: among `now`, or `known` (timestep, support, c, h, w)."""

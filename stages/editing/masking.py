@@ -49,6 +49,15 @@ def in_latents(mask: np.ndarray[Any, Any], height: int, width: int) -> Tensor:
     return F.adaptive_avg_pool2d(pixels[:, None], (height, width))
 
 
+def edited_in_latents(mask: np.ndarray[Any, Any], height: int, width: int) -> Tensor:
+    """The same, but a latent pixel that is half or more in the mask is edited whole (frame, 1, height, width).
+
+    Mixed anew at every step, a latent pixel on the border takes the source's colour, and the object a rim of it:
+    `python -m benchmarks.local`. What of it lies outside is put back in pictures, see `decoding`.
+    """
+    return (2 * in_latents(mask, height, width)).clamp(max=1)
+
+
 def put_back(edited: Tensor, source: Tensor, share: Tensor) -> Tensor:
     """The source's latents wherever `share` (frame, 1, height, width) is 0, the edit's where it is 1."""
     return torch.lerp(source, edited, share)

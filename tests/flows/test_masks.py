@@ -60,9 +60,10 @@ def test_a_mask_is_named_by_its_bytes_not_by_its_path(plan: Plans, tmp_path: Pat
 
 def test_pictures_are_kept_where_there_is_a_mask_and_no_other_key_knows_of_it(plan: Plans, tmp_path: Path) -> None:
     keyframes, _ = plan(mask=drawn(tmp_path / "mask.png")).edits[0]
-    assert keyframes.spec.pictures_kept
-    assert keyframes.key.spec["pictures_kept"] is True
-    assert "pictures_kept" not in plan().edits[0][0].key.spec
+    for name in ("pictures_kept", "border_edited"):
+        assert getattr(keyframes.spec, name)
+        assert keyframes.key.spec[name] is True
+        assert name not in plan().edits[0][0].key.spec
 
 
 def test_a_mask_found_by_a_word_knows_the_prompt_and_the_model(

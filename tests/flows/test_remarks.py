@@ -9,8 +9,9 @@ import pytest
 
 import flows.remarks
 from flows.plan import Plan
+from flows.prepare import prepare
 from flows.remarks import remarks
-from flows.tasks import Use
+from flows.tasks import Session, Use
 from stages.invert_frames import checked_frames
 from store.store import Store
 
@@ -46,3 +47,33 @@ def test_the_second_time_no_array_is_opened(
     first = remarks(store, inversion(plan()))
     monkeypatch.setattr("store.artifact.Artifact.__getitem__", lambda *given: pytest.fail("an array was opened"))
     assert remarks(store, inversion(plan())) == first
+
+
+def found_mask(plan: Plan) -> list[Use]:
+    assert plan.mask is not None
+    artifact = prepare(Session(plan)).mask
+    assert artifact is not None
+    return [Use(plan.mask, artifact(), True, 0.0)]
+
+
+def test_a_word_that_names_nothing_is_said_and_one_that_names_a_thing_is_not(
+    plan: Callable[..., Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uses = found_mask(plan(source_prompt="on source", mask_from="cross-attention:source"))
+    known = float(uses[0].artifact["variation"][:].mean())
+    monkeypatch.setattr("stages.find_masks.NAMES_NOTHING", known + 0.01)
+    [said] = remarks(store, uses)
+    assert "'source' may name nothing" in said and f"varies by {known:.2f}" in said
+    assert f"tf show {uses[0].artifact.record.hex[:12]}" in said and "--source-prompt" in said
+    monkeypatch.setattr("stages.find_masks.NAMES_NOTHING", known - 0.01)
+    assert remarks(store, uses) == []
+    monkeypatch.setattr("store.artifact.Artifact.__getitem__", lambda *given: pytest.fail("an array was opened"))
+    assert remarks(store, uses) == []
+
+
+def test_a_preposition_names_no_thing_whatever_attends_to_it(
+    plan: Callable[..., Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.find_masks.NAMES_NOTHING", 0.0)
+    [said] = remarks(store, found_mask(plan(source_prompt="on source", mask_from="cross-attention:on")))
+    assert said.startswith("'on' names no thing") and "--mask" in said

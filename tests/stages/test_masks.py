@@ -20,7 +20,7 @@ from pocket.world import SHAPES, Scene, caption, render, sample_clip
 from stages import find_masks, read_masks
 from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
 from stages.editing.decoding import blended
-from stages.editing.masking import in_latents, put_back, softened
+from stages.editing.masking import edited_in_latents, in_latents, put_back, softened
 from stages.media.picture_folders import read_rgba
 from store.errors import InputError
 from tests.stages.clips import write_clip
@@ -155,6 +155,14 @@ def test_the_share_of_a_latent_pixel_is_the_share_of_its_pixels(share: float) ->
     assert put_back(one, other, own).flatten().tolist() == pytest.approx([edited / 16] * 4, abs=1e-6)
 
 
+@given(share=st.integers(0, 16))
+def test_a_latent_pixel_half_in_the_mask_is_edited_whole(share: int) -> None:
+    mask = np.zeros(16, np.uint8)
+    mask[:share] = 255
+    own = float(edited_in_latents(mask.reshape(1, 4, 4), 1, 1))
+    assert own == pytest.approx(min(1, share / 8), abs=1e-6)
+
+
 def masked(prepared: Prepared, left: int) -> Prepared:
     """The same with a mask whose pixels from `left` on are edited."""
     mask = np.zeros(prepared.rgb.shape[:3], np.uint8)
@@ -172,6 +180,15 @@ def test_outside_of_the_mask_the_edit_is_the_source_and_inside_it_is_not(
     column = half // (prepared.rgb.shape[2] // clean.shape[-1])
     assert np.allclose(latents[..., :column], clean[..., :column], atol=1e-5)
     assert np.abs(latents[..., column:] - clean[..., column:]).max() > 0.1
+
+
+def test_an_edit_reaches_over_the_latent_pixels_on_the_border(short: Prepared) -> None:
+    pixel = short.rgb.shape[2] // short.latents["clean_latents"].shape[-1]
+    straddled = edit(masked(short, 4 * pixel + pixel // 2), edit_spec(border_edited=True))["latents"]
+    aligned = edit(masked(short, 4 * pixel), edit_spec())["latents"]
+    assert np.array_equal(straddled, aligned)
+    mixed = edit(masked(short, 4 * pixel + pixel // 2), edit_spec())["latents"]
+    assert not np.array_equal(mixed, aligned)
 
 
 def test_a_mask_of_everything_changes_nothing_and_one_of_nothing_is_the_source(short: Prepared) -> None:
@@ -226,7 +243,7 @@ def found_by(known: Prepared, prompt: str, words: str, **spec: Any) -> np.ndarra
         asked, range(1), frames={"rgb": known.rgb}, latents=known.latents, timesteps=known.timesteps, trained=1000,
         backbone=known.backbone,
     )  # fmt: skip
-    return np.concatenate([block.values for block in blocks])
+    return np.concatenate([block.values for block in blocks if block.variable == "mask"])
 
 
 def overlap(found: np.ndarray[Any, Any], true: np.ndarray[Any, Any]) -> float:
@@ -272,6 +289,29 @@ def test_the_object_is_found_by_its_name(
 def test_a_word_that_the_prompt_does_not_hold_is_one_sentence(prepared: Prepared) -> None:
     with pytest.raises(InputError, match=r"'a source' does not hold 'dog'.*--source-prompt"):
         found_by(prepared, "a source", "dog")
+
+
+@given(level=st.floats(1e-4, 1), raised=st.floats(0, 50), seed=st.integers(0, 9))
+def test_variation_is_that_of_the_word_that_stands_for_the_thing(level: float, raised: float, seed: int) -> None:
+    """Of two words the first is attended to alike everywhere, the second more in one quarter."""
+    attended = torch.full((3, 2, 8, 8), level)
+    attended[:, 1, :4, :4] *= 1 + raised
+    own = find_masks.variation(attended)
+    assert own.shape == (3,)
+    expected = raised * (3 / 16) ** 0.5 / (1 + raised / 4)
+    assert own == pytest.approx([expected] * 3, rel=1e-3, abs=1e-5)
+
+
+def test_how_unevenly_a_word_is_attended_to_is_kept_per_frame(prepared: Prepared) -> None:
+    height, width = prepared.rgb.shape[1:3]
+    asked = find_masks.Spec(prompt="a source", words="source", width=width, height=height)
+    first = next(find_masks.run(
+        asked, range(1), frames={"rgb": prepared.rgb}, latents=prepared.latents, timesteps=prepared.timesteps,
+        trained=1000, backbone=prepared.backbone,
+    ))  # fmt: skip
+    assert first.variable == "variation"
+    assert first.values.shape == (len(prepared.rgb),) and first.values.dtype == np.float32
+    assert (first.values > 0).all()
 
 
 def test_frames_per_pass_finds_no_other_mask(prepared: Prepared) -> None:
