@@ -230,6 +230,8 @@ class EditConfig(Frozen):
         """The same with paths that are understood from any folder."""
         from stages.backbones.adapters import absolute  # which imports torch: whoever asks has a plan, and torch
 
+        from .models import absolute_place
+
         paths = {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)}
         if self.mask_from is not None and self.mask_model is not None:
             points = self.mask_from.rpartition("@")[2]
@@ -241,6 +243,7 @@ class EditConfig(Frozen):
             | paths_in_texts
             | {name: tuple(absolute(text) for text in getattr(self, name)) for name in ("loras", "embeddings")}
             | {"regions": tuple(str(region.within(Path.cwd())) for region in self.parted)}
+            | {"model": absolute_place(self.model), "controls": tuple(each.anywhere() for each in self.controls)}
         )
 
     @property

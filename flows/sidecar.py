@@ -19,7 +19,6 @@ from store.layout import write_whole
 from store.schemas import Frozen
 
 from .config import EditConfig
-from .controls import Control
 from .export import clip_hash
 from .models import absolute_place
 from .plan import STAGES, Node, Plan
@@ -138,17 +137,8 @@ def resolved(plan: Plan, keyframes: Node) -> EditConfig:
     return plan.config.anywhere().model_copy(
         update={
             "prompts": (keyframes.spec.prompt,),
-            "model": absolute_place(plan.config.model),
             "guidance_scale": plan.guidance_scale,
             "editor_settings": {k: v for k, v in keyframes.spec.editor.settings.items() if k != "controls"},
-            "controls": tuple(_anywhere(control) for control in plan.config.controls),
             "cuts": written_cuts(plan.match.spec.cuts, plan.taken),
         }
     )
-
-
-def _anywhere(control: Control) -> Control:
-    """A control as it can be named from any folder."""
-    model = Path(control.model).expanduser()
-    named = str(model.absolute()) if control.model and model.exists() else control.model
-    return control.model_copy(update={"model": named, "video": control.video and control.video.absolute()})
