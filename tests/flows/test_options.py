@@ -110,6 +110,25 @@ def test_like_a_run_whose_video_is_another_now(tf: Tf) -> None:  # noqa: F811
     refused(tf("run", "--like", "20990101-000000-abcdef"), "no run '20990101-000000-abcdef'")
 
 
+def test_a_worker_in_another_folder_is_told_where_everything_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("model", "edges", "decoder"):
+        Path(folder).mkdir()
+    given = {"kind": "given", "model": "edges", "video": "edges.mp4"}
+    config = make_config(
+        video="clip.mp4", prompts=("a ball",), model="model", editor="controlnet", controls=(given, {"kind": "canny"}),
+        decoder="decoder", mask="mask.png",
+    ).anywhere()  # fmt: skip
+    held, plain = config.controls
+    places = [config.video, config.model, held.model, held.video, config.decoder, config.mask]
+    named = ["clip.mp4", "model", "edges", "edges.mp4", "decoder", "mask.png"]
+    assert [str(place) for place in places] == [str(tmp_path / name) for name in named]
+    assert (plain.model, plain.video) == ("", None)
+    assert make_config(video="clip.mp4", prompts=("a ball",), model="org/name").anywhere().model == "org/name"
+
+
 def test_what_is_not_said_is_left_out_and_nothing_is_lost() -> None:
     config = EditConfig(video=Path("v.mp4"), prompts=("a", "b"), editor_settings={"attention": 0.5, "name": "x y"})
     options = {name: value for name, value in config.model_dump().items() if value is not None}
