@@ -202,7 +202,7 @@ def test_a_sweep_is_handed_over_watched_and_cancelled(
     assert len([*Store(place).records("propagate_tokens")]) == 2
 
     run = handed_over(*LONG)
-    wait_for(lambda: desk.flow_run(run)["state_name"] == "Running", "the sweep does not begin", 120)
+    wait_for(lambda: desk.flow_run(run)["state_name"] == "Running", "the sweep does not begin")
     done = desk.tf("cancel", run, "--json")
     assert (done.code, done.json["state"]) == (0, "Cancelled"), done.err
     worker = psutil.Process(desk.state()["worker"]["pid"])
