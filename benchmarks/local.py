@@ -67,7 +67,8 @@ def drawing(clip: str) -> Picture:
     """rgb (frame, height, width, 3) uint8 of the clip with its object in the colour that is asked for."""
     scenes, colour = scenes_of(clip), CLIPS[clip][1].split()[1]
     asked = replace(scenes, colour=torch.full_like(scenes.colour, COLOURS.index(colour)))
-    return (render(asked, 64).rgb * 255).round().byte().numpy()
+    rgb: Picture = (render(asked, 64).rgb * 255).round().byte().numpy()
+    return rgb
 
 
 def psnr(one: Picture, other: Picture, where: Picture) -> float:
@@ -78,7 +79,8 @@ def psnr(one: Picture, other: Picture, where: Picture) -> float:
 def rim(mask: Picture) -> Picture:
     """Pixels of `mask` (frame, height, width) that lie no farther than RIM from its border."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * RIM + 1, 2 * RIM + 1))
-    return mask & ~np.stack([cv2.erode(each.astype(np.uint8), disc) > 0 for each in mask])
+    inner = np.stack([cv2.erode(each.astype(np.uint8), disc) for each in mask])
+    return mask & (inner == 0)
 
 
 def still_source(shown: Picture, source: Picture, asked: Picture, where: Picture) -> float:

@@ -250,7 +250,6 @@ class EditConfig(Frozen):
             | {name: tuple(absolute(text) for text in getattr(self, name)) for name in ("loras", "embeddings")}
             | {"model": absolute_place(self.model), "controls": tuple(each.anywhere() for each in self.controls)}
             | {"regions": tuple(str(region.within(Path.cwd())) for region in self.parted)}
-            | {"model": absolute_place(self.model), "controls": tuple(each.anywhere() for each in self.controls)}
         )
 
     @property

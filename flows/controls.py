@@ -63,12 +63,6 @@ class Control(Frozen):
             raise ValueError("--control given and --control-video go together, one of each for each ControlNet")
         return self
 
-    def anywhere(self) -> Control:
-        """The same as it can be named from any folder."""
-        model = Path(self.model).expanduser()
-        named = str(model.absolute()) if self.model and model.exists() else self.model
-        return self.model_copy(update={"model": named, "video": self.video and self.video.absolute()})
-
     @property
     def written(self) -> str:
         """As `parse_controls` reads it."""
