@@ -22,6 +22,7 @@ from store.errors import InputError
 
 from ..diffusion.checks import FullDeviceError
 from . import temporal_tiny
+from .folders import check_filled
 from .layout import geometry, read_configs
 
 VERSION = 2  # raise it when equal latents should give other pictures
@@ -175,6 +176,7 @@ def load_decoder(folder: Path, device: str) -> Decoder:
             )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"--decoder {folder} cannot be loaded: {' '.join(str(error).split())[:240]}") from None
+    check_filled(vae, f"--decoder {folder}")
     return Decoder(vae.eval().requires_grad_(False).to(device), config["_class_name"], device)
 
 

@@ -92,6 +92,19 @@ def variant_of(folder: Path) -> str | None:
     return None
 
 
+def check_filled(module: Any, named: str, missing: Collection[str] = ()) -> None:
+    """InputError where a loaded part has weights that its files did not hold; diffusers leaves those on `meta`.
+
+    missing   names of others that are known not to be there
+    """
+    weights = module.state_dict()
+    empty = [*missing, *(name for name, values in weights.items() if values.is_meta)]
+    if empty:
+        raise InputError(
+            f"the files of {named} lack {len(empty)} of its {len(weights)} weights ({empty[0]} …); download it again"
+        )
+
+
 def missing_weights(folder: Path, component: str, wanted: Collection[str]) -> list[str]:
     """Of the weights that a text encoder is made of those that its .safetensors files have not.
 

@@ -26,7 +26,7 @@ from ..diffusion.ddim import NoiseLevels
 from . import Residuals
 from .adapters import NO_ADAPTERS, Adapters, adapt
 from .families import family_of_unet
-from .folders import missing_weights, pickled_weights, variant_of
+from .folders import check_filled, missing_weights, pickled_weights, variant_of
 from .layout import forward_flops, native_side, noise_schedule
 
 UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}  # components of a pipeline
@@ -323,15 +323,11 @@ def _check_whole(pipeline: Any, model: str) -> None:
     for name, has_weights in family_of_unet(pipeline.unet.config).COMPONENTS.items():
         if not has_weights:
             continue
-        weights = getattr(pipeline, name).state_dict()
-        missing = [each for each, values in weights.items() if values.is_meta]
-        if name.startswith("text_encoder") and Path(model).is_dir() and name not in pickled_weights(Path(model)):
-            missing = missing_weights(Path(model), name, weights)
-        if missing:
-            raise InputError(
-                f"the files of model {model} lack {len(missing)} of the {len(weights)} weights of its {name} "
-                f"({missing[0]} …); download it again"
-            )
+        part, folder = getattr(pipeline, name), Path(model)
+        missing: list[str] = []
+        if name.startswith("text_encoder") and folder.is_dir() and name not in pickled_weights(folder):
+            missing = missing_weights(folder, name, part.state_dict())
+        check_filled(part, f"{name} of model {model}", missing)
 
 
 def frames_that_fit(pipeline: Any, free_bytes: int) -> int:

@@ -407,7 +407,6 @@ def test_a_cause_is_told_once_however_many_ways_lead_to_it(store: Store) -> None
     assert said.count("steps 50 → 100") == 1 and said.endswith("field from match (latents from demo_stage)")
 
 
-
 def test_an_interrupted_draft_is_explained(store: Store) -> None:
     with stopped(), store.draft(demo_key(), demo_schema()) as draft:
         draft.write(range(2), demo_blocks(range(2)))
