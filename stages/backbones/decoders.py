@@ -20,7 +20,7 @@ from torch import Tensor
 
 from store.errors import InputError
 
-from ..diffusion.checks import FullDeviceError
+from ..diffusion.checks import FullDeviceError, check_pictures
 from . import temporal_tiny
 from .folders import check_filled
 from .layout import geometry, read_configs
@@ -95,6 +95,7 @@ class Decoder:
                 f"the GPU's memory does not hold {len(latents)} frames in the decoder of --decoder; choose a smaller "
                 "--size, or leave out --decoder"
             ) from None
+        check_pictures(pixels, scaled, "the autoencoder of --decoder")
         return ((pixels.float().clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).cpu()
 
 

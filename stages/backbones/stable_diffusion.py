@@ -21,7 +21,7 @@ from torch import Tensor
 from store.errors import InputError
 
 from ..diffusion.attention import injected_attention_layers, injected_feature, self_attention_layers
-from ..diffusion.checks import FullDeviceError
+from ..diffusion.checks import FullDeviceError, check_pictures
 from ..diffusion.ddim import NoiseLevels
 from . import Residuals
 from .adapters import NO_ADAPTERS, Adapters, adapt
@@ -140,6 +140,7 @@ class StableDiffusion:
         def do(some: slice) -> None:
             scaled = latents[some].to(self.runtime.device, self.vae.dtype) / self.vae.config.scaling_factor
             pixels = self.vae.decode(scaled).sample.float()
+            check_pictures(pixels, scaled, "the model's autoencoder")
             rgb.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
 
         self.each_pass(len(latents), do)

@@ -408,6 +408,13 @@ def test_nan_in_the_autoencoder_stops_the_inversion(tiny_folder: Path) -> None:
         prepare(model, tiny_folder, moving_clip(2), steps=2)
 
 
+def test_pictures_that_are_no_numbers_are_not_black(tiny_folder: Path) -> None:
+    model = load(str(tiny_folder), Runtime())
+    next(model.vae.decoder.parameters()).data.fill_(float("nan"))
+    with pytest.raises(InputError, match="the model's autoencoder makes pictures that are not finite"):
+        model.decode(torch.zeros(1, 4, 8, 8))
+
+
 def test_nan_weights_stop_the_edit(broken: StableDiffusion, prepared: Prepared) -> None:
     from dataclasses import replace
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -206,6 +207,13 @@ def test_a_decoder_whose_files_lack_weights_is_refused(temporal_folder: Path, tm
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lack 1 of its \d+ weights \(decoder.time_conv_out.weight"):
         load_decoder(folder, "cpu")
+
+
+def test_pictures_that_are_no_numbers_are_not_black(decoder: Decoder, latents: torch.Tensor) -> None:
+    broken = copy.deepcopy(decoder)
+    broken.vae.decoder.time_conv_out.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="the autoencoder of --decoder makes pictures that are not finite"):
+        list(broken.pictures(latents[:3], 0, range(3), [range(3)]))
 
 
 def test_what_is_no_decoder_is_refused(temporal_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
