@@ -26,7 +26,7 @@ from ..diffusion.ddim import NoiseLevels
 from . import Residuals
 from .adapters import NO_ADAPTERS, Adapters, adapt
 from .families import family_of_unet
-from .folders import check_filled, missing_weights, pickled_weights, variant_of
+from .folders import check_filled, missing_weights, pickled_weights, variant_of, without_bars
 from .layout import forward_flops, native_side, noise_schedule
 
 UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}  # components of a pipeline
@@ -280,12 +280,9 @@ def noise_levels(config: Any) -> NoiseLevels:
 def load(model: str, runtime: Runtime, adapters: Adapters = NO_ADAPTERS) -> StableDiffusion:
     """Load a diffusers folder or a hub id, and what is put on top; InputError, one sentence, where that fails."""
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging as diffusers_logging
     from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    without_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of scheduler files as older versions wrote them
