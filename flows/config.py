@@ -408,10 +408,9 @@ def make_config(**given: Any) -> EditConfig:
         )
     said = [*given["prompts"], given.get("source_prompt"), given.get("negative_prompt"), *given.get("regions", ())]
     check_texts(*(text for text in said if isinstance(text, str)))
-    config = _checked(EditConfig, given)
-    if not all(prompt.strip() for prompt in config.prompts):
+    if any(isinstance(prompt, str) and not prompt.strip() for prompt in given["prompts"]):
         raise InputError("--prompt is empty; say what the edit shows")
-    return config
+    return _checked(EditConfig, given)
 
 
 def check_texts(*prompts: str) -> None:

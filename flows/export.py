@@ -28,6 +28,8 @@ from store.store import Store
 
 from .videos import file_of
 
+OF_FILES = frozenset((".csv", ".gif", ".html", ".json", ".mkv", ".mov", ".mp4", ".png", ".webm", ".webp"))  # endings
+
 
 def output_files(video: Path, prompts: Sequence[str], output: Path | None, suffix: str) -> list[Path]:
     """Where each prompt's result goes: `output`, numbered when there are several, else named after video and prompt."""
@@ -77,6 +79,8 @@ def make_folder(path: Path) -> Path:
     """The folder, made if need be; InputError, before anything is computed, where results could not be written."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is no folder; name a folder with -o")
+    if path.suffix.lower() in OF_FILES and not path.exists():
+        raise InputError(f"{path} is to be a folder of several files; name it without {path.suffix}")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from store.collect import last_uses, used_at
 from store.store import Store
@@ -32,7 +32,7 @@ class Video:
 
     name            the file name that it was last seen under
     key             of the video's bytes, "blake3:…"; empty where no record tells
-    width, height   of its decoded frames, the last size that was asked for; None where no record tells
+    width, height   of its frames, the last size that was asked for, without padding; None where no record tells
     frames          of its longest clip
     bytes           on disk: equal objects counted once, collected ones not at all
     """
@@ -103,6 +103,13 @@ def _names(store: Store) -> dict[str, str]:
     return names
 
 
+def _shown(clip: Summary, side: Literal["width", "height"]) -> int | None:
+    """Pixels of decoded frames without what pads them for the model."""
+    whole, padding = clip.sizes.get(side), clip.recipe.spec.get("padding")
+    added = padding[side == "height"] if isinstance(padding, list | tuple) and len(padding) == 2 else 0
+    return whole - added if whole is not None and isinstance(added, int) else whole
+
+
 def _video(key: str, artifacts: list[Listed], name: str | None) -> Video:
     clips = [each.summary for each in artifacts if each.summary.stage == "decode_frames"]
     newest = max(artifacts, key=lambda each: each.summary.created)
@@ -110,8 +117,8 @@ def _video(key: str, artifacts: list[Listed], name: str | None) -> Video:
     return Video(
         name=name or str(newest.summary.noted("video") or UNKNOWN),
         key=key if key.startswith("blake3:") else "",
-        width=clips[-1].sizes.get("width") if clips else None,
-        height=clips[-1].sizes.get("height") if clips else None,
+        width=_shown(clips[-1], "width") if clips else None,
+        height=_shown(clips[-1], "height") if clips else None,
         frames=max((clip.sizes.get("frame") or 0 for clip in clips), default=0) or None,
         models=tuple(dict.fromkeys(str(model) for model in noted if model)),
         bytes=sum({each.summary.digest: each.summary.bytes for each in artifacts if each.there}.values()),

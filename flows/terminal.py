@@ -210,7 +210,7 @@ def listing(videos: Sequence[Video]) -> list[Table]:
     tables = []
     for video in videos:
         shape = [f"{video.width}×{video.height}"] if video.width else []
-        shape += [f"{video.frames} frames"] if video.frames else []
+        shape += ["1 frame" if video.frames == 1 else f"{video.frames} frames"] if video.frames else []
         title = " · ".join([video.name, *shape, *video.models, human_bytes(video.bytes)])
         table = Table("stage", "key", "prompt", title=title, title_justify="left", box=None, pad_edge=False)
         for name in ("bytes", "age"):

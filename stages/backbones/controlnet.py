@@ -14,7 +14,7 @@ import torch
 
 from store.errors import InputError
 
-from .folders import save_whole
+from .folders import check_filled, save_whole
 from .layout import geometry, read_configs
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -68,6 +68,7 @@ def load_controlnet(folder: Path, device: str, dtype: torch.dtype) -> Any:
         raise InputError(f"ControlNet {folder} cannot be loaded: its pickle holds more than numbers") from None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise InputError(f"ControlNet {folder} cannot be loaded: {' '.join(str(error).split())[:240]}") from None
+    check_filled(control, f"ControlNet {folder}")
     return control.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 

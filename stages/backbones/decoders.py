@@ -20,8 +20,9 @@ from torch import Tensor
 
 from store.errors import InputError
 
-from ..diffusion.checks import FullDeviceError
+from ..diffusion.checks import FullDeviceError, check_pictures
 from . import temporal_tiny
+from .folders import check_filled
 from .layout import geometry, read_configs
 
 VERSION = 2  # raise it when equal latents should give other pictures
@@ -94,6 +95,7 @@ class Decoder:
                 f"the GPU's memory does not hold {len(latents)} frames in the decoder of --decoder; choose a smaller "
                 "--size, or leave out --decoder"
             ) from None
+        check_pictures(pixels, scaled, "the autoencoder of --decoder")
         return ((pixels.float().clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).cpu()
 
 
@@ -175,6 +177,7 @@ def load_decoder(folder: Path, device: str) -> Decoder:
             )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"--decoder {folder} cannot be loaded: {' '.join(str(error).split())[:240]}") from None
+    check_filled(vae, f"--decoder {folder}")
     return Decoder(vae.eval().requires_grad_(False).to(device), config["_class_name"], device)
 
 

@@ -92,6 +92,28 @@ def variant_of(folder: Path) -> str | None:
     return None
 
 
+def without_bars() -> None:
+    """Have diffusers and transformers draw no bars of their own."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def check_filled(module: Any, named: str, missing: Collection[str] = ()) -> None:
+    """InputError where a loaded part has weights that its files did not hold; diffusers leaves those on `meta`.
+
+    missing   names of others that are known not to be there
+    """
+    weights = module.state_dict()
+    empty = [*missing, *(name for name, values in weights.items() if values.is_meta)]
+    if empty:
+        raise InputError(
+            f"the files of {named} lack {len(empty)} of its {len(weights)} weights ({empty[0]} …); download it again"
+        )
+
+
 def missing_weights(folder: Path, component: str, wanted: Collection[str]) -> list[str]:
     """Of the weights that a text encoder is made of those that its .safetensors files have not.
 
@@ -145,6 +167,7 @@ def unpack_single_file(file: Path, folder: Path, configs: Path | None = None) ->
     """
     import diffusers
 
+    without_bars()
     try:
         family, described = _family_of_file(file)
         if configs is None:
@@ -155,9 +178,13 @@ def unpack_single_file(file: Path, folder: Path, configs: Path | None = None) ->
             str(file), safety_checker=None, config=str(configs)
         )
         check_variant(dict(pipeline.unet.config), dict(pipeline.vae.config))
+        for name in _weighted(family):
+            check_filled(getattr(pipeline, name), f"checkpoint {file}: {name}")
     except InputError:
         raise
     except Exception as error:  # diffusers' converters raise whatever a foreign file makes them trip over
+        if isinstance(error, NotImplementedError):  # of torch: weights that are on no device cannot be moved
+            raise InputError(f"checkpoint {file} lacks weights of the model that it is; download it again") from None
         reason = " ".join(str(error).split())[:240]
         raise InputError(
             f"checkpoint {file} cannot be read as Stable Diffusion ({reason}); convert it to a diffusers folder, or "

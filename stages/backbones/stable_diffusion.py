@@ -21,12 +21,12 @@ from torch import Tensor
 from store.errors import InputError
 
 from ..diffusion.attention import injected_attention_layers, injected_feature, self_attention_layers
-from ..diffusion.checks import FullDeviceError
+from ..diffusion.checks import FullDeviceError, check_pictures
 from ..diffusion.ddim import NoiseLevels
 from . import Residuals
 from .adapters import NO_ADAPTERS, Adapters, adapt
 from .families import family_of_unet
-from .folders import missing_weights, pickled_weights, variant_of
+from .folders import check_filled, missing_weights, pickled_weights, variant_of, without_bars
 from .layout import forward_flops, native_side, noise_schedule
 
 UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}  # components of a pipeline
@@ -140,6 +140,7 @@ class StableDiffusion:
         def do(some: slice) -> None:
             scaled = latents[some].to(self.runtime.device, self.vae.dtype) / self.vae.config.scaling_factor
             pixels = self.vae.decode(scaled).sample.float()
+            check_pictures(pixels, scaled, "the model's autoencoder")
             rgb.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
 
         self.each_pass(len(latents), do)
@@ -279,12 +280,9 @@ def noise_levels(config: Any) -> NoiseLevels:
 def load(model: str, runtime: Runtime, adapters: Adapters = NO_ADAPTERS) -> StableDiffusion:
     """Load a diffusers folder or a hub id, and what is put on top; InputError, one sentence, where that fails."""
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging as diffusers_logging
     from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    without_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of scheduler files as older versions wrote them
@@ -323,15 +321,11 @@ def _check_whole(pipeline: Any, model: str) -> None:
     for name, has_weights in family_of_unet(pipeline.unet.config).COMPONENTS.items():
         if not has_weights:
             continue
-        weights = getattr(pipeline, name).state_dict()
-        missing = [each for each, values in weights.items() if values.is_meta]
-        if name.startswith("text_encoder") and Path(model).is_dir() and name not in pickled_weights(Path(model)):
-            missing = missing_weights(Path(model), name, weights)
-        if missing:
-            raise InputError(
-                f"the files of model {model} lack {len(missing)} of the {len(weights)} weights of its {name} "
-                f"({missing[0]} …); download it again"
-            )
+        part, folder = getattr(pipeline, name), Path(model)
+        missing: list[str] = []
+        if name.startswith("text_encoder") and folder.is_dir() and name not in pickled_weights(folder):
+            missing = missing_weights(folder, name, part.state_dict())
+        check_filled(part, f"{name} of model {model}", missing)
 
 
 def frames_that_fit(pipeline: Any, free_bytes: int) -> int:

@@ -35,6 +35,14 @@ def finite_frames(latents: Tensor) -> Tensor:
     return torch.isfinite(latents).flatten(1).all(1)
 
 
+def check_pictures(pixels: Tensor, latents: Tensor, decoder: str) -> None:
+    """Raise InputError where a decoder makes other than numbers of latents that are: as bytes they would be black."""
+    if not torch.isfinite(pixels).all() and torch.isfinite(latents).all():
+        raise InputError(
+            f"{decoder} makes pictures that are not finite: its weights are damaged or out of range; download it again"
+        )
+
+
 def all_finite(sound: Tensor, stage: str, timestep: int | None, frames: Sequence[int]) -> None:
     """The same of what `finite_frames` said."""
     bad = ~sound

@@ -13,6 +13,7 @@ from PIL import Image
 
 from flows.config import make_config, make_runtime
 from flows.export import Unpadded, export_key
+from flows.listing import videos
 from flows.one_part import given
 from flows.plan import Plan
 from flows.reproduce import plan_again
@@ -105,6 +106,7 @@ def test_a_size_that_does_not_suit_the_model_comes_back_to_the_pixel(
     looked_at = Unpadded(artifact(result, "propagate_tokens"), frames)["rgb"]
     assert looked_at.shape == (7, 33, 35, 3) and np.array_equal(looked_at[2:4], rgb[2:4, :33, :35])
     assert list(frames.attrs["padding"]) == [asked.size[0] - 35, asked.size[1] - 33]
+    assert (35, 33) in [(video.width, video.height) for video in videos(asked.store)], "as tf list has it"
 
 
 def test_masks_and_points_are_of_the_picture_and_not_of_its_padding(plan: Plans, tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ import pytest
 import xarray
 from PIL import Image
 
+from flows.export import make_folder
 from flows.grid import choices, make_axes, named, setting, with_choice
 from stages.diffusion.checks import NonFiniteLatents
+from store.errors import InputError
 from tests.flows.runs import PREPARE, Executed
 from tests.flows.test_browser import page  # noqa: F401 (fixture)
 from tests.test_cli import ROOT, Tf, made, refused, tf  # noqa: F401 (fixtures)
@@ -213,6 +215,12 @@ def test_what_a_run_says_may_be_given_several_times_is_one_value_of_a_grid(tf: T
     assert first["choice"] == {"regions": "white.png=a star"}
     assert first["keys"]["read_masks"] == second["keys"]["read_masks"]
     assert first["keys"]["edit_keyframes"] != second["keys"]["edit_keyframes"]
+
+
+def test_a_folder_is_not_called_like_a_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"out\.mp4 is to be a folder of several files; name it without \.mp4"):
+        make_folder(tmp_path / "out.mp4")
+    assert make_folder(tmp_path / "v1.2").is_dir()
 
 
 def test_what_is_said_of_several_edits_is_said_once(tf: Tf) -> None:  # noqa: F811

@@ -306,7 +306,7 @@ def test_weights_that_are_not_in_the_files_are_not_drawn_at_random(
     weights = load_file(file)
     gone = sorted(weights)[-1]
     save_file({name: values for name, values in weights.items() if name != gone}, file, metadata={"format": "pt"})
-    with pytest.raises(InputError, match=f"lack 1 of the {len(weights)} weights of its {part.partition('/')[0]}"):
+    with pytest.raises(InputError, match=f"{part.partition('/')[0]} of model .* lack 1 of its {len(weights)} weights"):
         load(str(folder), Runtime())
 
 
@@ -406,6 +406,13 @@ def test_nan_in_the_autoencoder_stops_the_inversion(tiny_folder: Path) -> None:
     next(model.vae.encoder.parameters()).data.fill_(float("nan"))
     with pytest.raises(NonFiniteLatents, match=r"invert_frames: .* autoencoder's output, frame 0"):
         prepare(model, tiny_folder, moving_clip(2), steps=2)
+
+
+def test_pictures_that_are_no_numbers_are_not_black(tiny_folder: Path) -> None:
+    model = load(str(tiny_folder), Runtime())
+    next(model.vae.decoder.parameters()).data.fill_(float("nan"))
+    with pytest.raises(InputError, match="the model's autoencoder makes pictures that are not finite"):
+        model.decode(torch.zeros(1, 4, 8, 8))
 
 
 def test_nan_weights_stop_the_edit(broken: StableDiffusion, prepared: Prepared) -> None:

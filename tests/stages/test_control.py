@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from pocket.edges import THRESHOLDS, edges
 from stages import control_frames
+from stages.backbones.controlnet import load_controlnet
 from stages.backbones.stable_diffusion import StableDiffusion
 from stages.control_frames import canny
 from stages.editors.controlnet import Share
@@ -82,6 +85,16 @@ def test_what_a_detector_draws_comes_back_at_the_frames_size(monkeypatch: pytest
     run = control_frames.run
     found = collect(schema, lambda part: run(spec, part, frames={"rgb": rgb}, annotator="weights"))["rgb"]
     assert (found == rgb[:, :1, :1]).all()
+
+
+def test_a_controlnet_whose_files_lack_weights_is_refused(control: Any, tmp_path: Path) -> None:
+    control.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights.pop("conv_in.weight")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 1 of its \d+ weights \(conv_in.weight"):
+        load_controlnet(tmp_path, "cpu", torch.float32)
 
 
 def test_given_images_must_be_as_many_as_the_frames() -> None:

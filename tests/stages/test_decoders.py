@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from stages import propagate_tokens
 from stages.backbones.decoders import (
@@ -195,6 +197,23 @@ def test_a_decoder_of_other_latents_is_refused(name: str, tiny_folder: Path, tmp
     changes, said = WRONG[name]
     make_temporal_decoder(**changes).save_pretrained(tmp_path / "other")
     refused(tmp_path / "other", tiny_folder, said)
+
+
+def test_a_decoder_whose_files_lack_weights_is_refused(temporal_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(temporal_folder, tmp_path / "broken")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights.pop("decoder.time_conv_out.weight")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 1 of its \d+ weights \(decoder.time_conv_out.weight"):
+        load_decoder(folder, "cpu")
+
+
+def test_pictures_that_are_no_numbers_are_not_black(decoder: Decoder, latents: torch.Tensor) -> None:
+    broken = copy.deepcopy(decoder)
+    broken.vae.decoder.time_conv_out.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="the autoencoder of --decoder makes pictures that are not finite"):
+        list(broken.pictures(latents[:3], 0, range(3), [range(3)]))
 
 
 def test_what_is_no_decoder_is_refused(temporal_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:

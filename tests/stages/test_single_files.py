@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from flows.models import absolute_place, find_model
 from stages.backbones.folders import unpack_single_file
@@ -105,6 +106,17 @@ def test_weights_that_do_not_fit_the_settings_are_refused(single: Single, tmp_pa
         unpack_single_file(file, tmp_path / "out", other)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["model.diffusion_model", "first_stage_model", "cond"])
+def test_a_file_that_lacks_weights_is_refused_and_leaves_nothing(single: Single, tmp_path: Path, part: str) -> None:
+    file, folder = single
+    weights = load_file(file)
+    gone = next(name for name in sorted(weights, reverse=True) if name.startswith(part) and "weight" in name)
+    save_file({name: values for name, values in weights.items() if name != gone}, tmp_path / "lacks.safetensors")
+    with pytest.raises(InputError, match=r"lacks? .*weights"):
+        unpack_single_file(tmp_path / "lacks.safetensors", tmp_path / "model", folder)
+    assert not list(tmp_path.glob("model*"))
 
 
 def test_a_place_is_understood_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
