@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import os
+import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
+from types import FrameType
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +26,11 @@ from flows.engine import SECONDS_TO_ANSWER, answers
 from store.errors import Terminated
 
 SECONDS_BETWEEN_LOOKS = 3  # at whether the run is to be cancelled
+SECONDS_TO_LOG = 5  # that a signal waits for a line of the log at most
+SECONDS_TO_LEAVE = 30  # that the end of an interrupted command may take
+LOGGING = logging.Logger.handle.__code__.co_filename
+
+Handler = Callable[[int, FrameType | None], object]
 
 
 def _interrupt_main() -> None:
@@ -40,12 +49,57 @@ def heard_in_background() -> Iterator[None]:
 
     SIGTERM interrupts too, in a run that no worker started: Prefect would take it for a crash.
     """
-    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    interrupt = signal.getsignal(signal.SIGINT)
     with (
-        _handling("SIGUSR1", signal.default_int_handler if ignored else None),
-        _handling("SIGTERM", None if _is_served() else terminated),
+        _after_logging() as after_logging,
+        _handling("SIGINT", after_logging(interrupt) if interrupt is signal.default_int_handler else None),
+        _handling("SIGUSR1", after_logging(signal.default_int_handler) if interrupt == signal.SIG_IGN else None),
+        _handling("SIGTERM", None if _is_served() else after_logging(terminated)),
     ):
         yield
+
+
+@contextmanager
+def _after_logging() -> Iterator[Callable[[Handler], Handler]]:
+    """Makes of a signal's handler one that waits until the main thread is through with a line of its log.
+
+    What a handler raises between a lock's `acquire` and the `try` that releases it leaves the lock held. `logging` has
+    such places, and its locks are Prefect's threads' too: the end of the process would wait for these forever.
+    """
+    again: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # a handler may put into it at any moment
+
+    def repeat() -> None:
+        while (number := again.get()) is not None:
+            time.sleep(0.01)
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    def waiting(handler: Handler) -> Handler:
+        first: list[float] = []
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            first.append(time.monotonic())
+            if _is_logging(frame) and first[-1] - first[0] < SECONDS_TO_LOG:
+                again.put(number)
+            else:
+                first.clear()
+                handler(number, frame)
+
+        return handle
+
+    if hasattr(signal, "pthread_kill"):
+        threading.Thread(target=repeat, name="repeat signals", daemon=True).start()
+        try:
+            yield waiting
+        finally:
+            again.put(None)
+    else:
+        yield lambda handler: handler
+
+
+def _is_logging(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != LOGGING:
+        frame = frame.f_back
+    return frame is not None
 
 
 def terminated(*_signal: object) -> None:
@@ -59,7 +113,7 @@ def _is_served() -> bool:
 
 
 @contextmanager
-def _handling(name: str, handler: Callable[..., object] | None) -> Iterator[None]:
+def _handling(name: str, handler: Handler | None) -> Iterator[None]:
     """A signal has this handler until the block ends; none, and on another thread than the main one: no change."""
     number = getattr(signal, name, None)
     if handler is None or number is None or threading.current_thread() is not threading.main_thread():
@@ -105,14 +159,22 @@ def impatient() -> AbstractContextManager[Any]:
 
 
 def leave(code: int) -> None:
-    """End this process with `code`, now, where its end would wait for a server that is away.
+    """End this process with `code`: now, where its end would wait for a server that is away, else soon in any case.
 
-    Differs from an ordinary end: at that, Prefect tries for ten seconds to send each event of the run once more.
+    Differs from an ordinary end: at that, Prefect tries for ten seconds to send each event of the run once more, and
+    waits for its threads, whatever an interrupt has left them in.
     """
     if _server_is_away():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _exit(code)
+    ending = threading.Timer(SECONDS_TO_LEAVE, _exit, [code])
+    ending.daemon = True
+    ending.start()
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _server_is_away() -> bool:

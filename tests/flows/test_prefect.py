@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,41 @@ def test_cancelling_in_the_ui_stops_the_work(
     finally:
         signal.signal(signal.SIGINT, before)
     assert last_flow_run().state.name == "Cancelled"
+
+
+class Interrupted(logging.Handler):
+    """Ctrl-C is pressed once, just when its lock was taken."""
+
+    pressed = False
+
+    def acquire(self) -> None:
+        super().acquire()
+        if not self.pressed:
+            self.pressed = True
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_leaves_no_lock_of_the_log_held() -> None:
+    """Else other threads, and the end of the process, would wait for it forever."""
+    handler, written = Interrupted(), list[str]()
+    handler.emit = lambda record: written.append(record.msg)  # type: ignore[method-assign]
+
+    def write_a_line() -> None:
+        with cancelling.heard_in_background():
+            handler.handle(logging.makeLogRecord({"msg": "a line"}))
+            time.sleep(PATIENCE)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_a_line()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert written == ["a line"]
+    other = threading.Thread(target=lambda: logging.Handler.acquire(handler), daemon=True)
+    other.start()
+    other.join(PATIENCE)
+    assert not other.is_alive()
 
 
 def test_an_api_that_does_not_answer_is_named(
