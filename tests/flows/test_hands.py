@@ -123,8 +123,8 @@ def test_a_direct_run_in_the_background_is_cancelled_inside_its_edit_and_the_nex
 ) -> None:
     """Cancelled from elsewhere; a run that was never disturbed has the same bytes."""
     prompt = "stopped inside the edit"
-    assert desk.tf(*asked(prompt, 60, "--steps", 60, store="calm"), "--engine", "direct").code == 0
-    process = begun(desk, asked(prompt, 60, "--steps", 60), ignoring=True)
+    assert desk.tf(*asked(prompt, 30, "--steps", 30, store="calm"), "--engine", "direct").code == 0
+    process = begun(desk, asked(prompt, 30, "--steps", 30), ignoring=True)
     run = reached(desk.api, prompt, "edit", process)
     desk.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
     _, said = process.communicate(timeout=PATIENCE)
@@ -132,7 +132,7 @@ def test_a_direct_run_in_the_background_is_cancelled_inside_its_edit_and_the_nex
     assert ended(desk.api, run)[0] == "CANCELLED"
     kept = digests(tmp_path / "store")
     assert len(kept) >= 4
-    again = desk.tf(*asked(prompt, 60, "--steps", 60), "--json")
+    again = desk.tf(*asked(prompt, 30, "--steps", 30), "--json")
     assert again.code == 0, again.err
     assert {stage["key"] for stage in again.json["stages"] if stage["hit"]} >= kept.keys()
     assert digests(tmp_path / "store") == digests(tmp_path / "calm")
