@@ -15,13 +15,16 @@ export OMP_WAIT_POLICY := PASSIVE
 demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
-# In three parts side by side: the first mostly waits for servers and workers.
-SERVED := $(addprefix tests/flows/test_,$(addsuffix .py,browser deploy desk forms hands prefect spread watching))
+# In four parts side by side: two of them mostly wait for servers and workers.
+named = $(addprefix tests/flows/test_,$(addsuffix .py,$(1)))
+DESK := $(call named,browser deploy desk forms)
+SERVED := $(call named,hands prefect spread watching)
 test: .venv/installed
+	$(BIN)/python -m pytest $(DESK) & desk=$$!; \
 	$(BIN)/python -m pytest $(SERVED) & served=$$!; \
-	$(BIN)/python -m pytest tests/flows $(addprefix --ignore=,$(SERVED)) & flows=$$!; \
-	$(BIN)/python -m pytest --ignore=tests/flows; rest=$$?; \
-	wait $$served; served=$$?; wait $$flows && [ $$served = 0 ] && exit $$rest
+	$(BIN)/python -m pytest tests/flows $(addprefix --ignore=,$(DESK) $(SERVED)) & flows=$$!; \
+	$(BIN)/python -m pytest --ignore=tests/flows; failed=$$?; \
+	for part in $$desk $$served $$flows; do wait $$part || failed=$$?; done; exit $$failed
 
 check: .venv/installed
 	$(BIN)/ruff check .

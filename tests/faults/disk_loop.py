@@ -26,7 +26,7 @@ FULL = (
     r"(?P<store>\S+), where [\d.]+ \w+ is free; free some space[^\n]*\n"
 )
 ROOM = "64m"
-ENDS_AT_CHANGES = 4  # how many times the disk is filled in the middle of a run
+ENDS_AT_CHANGES = 3  # how many times the disk is filled in the middle of a run
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def too_small(trial: Trial) -> int:
     """Disks of all sizes from none to nearly enough."""
     needed = 4096 * sum(-(-path.stat().st_size // 4096) for path in trial.sample.rglob("*") if path.is_file())
     seen = set()
-    for size in ["12k", *(f"{int(needed * part) >> 10}k" for part in (0.3, 0.6, 0.9))]:
+    for size in ["12k", *(f"{int(needed * part) >> 10}k" for part in (0.4, 0.9))]:
         with disk(trial.store, size):
             code, _, err = run(trial)
             kept = refused(trial, code, err, FULL)

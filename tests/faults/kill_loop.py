@@ -368,9 +368,12 @@ def loop(folder: Path, kills: int, seed: int, signals: list[str], modes: list[st
         print(f"{trial.mode}: {said.seconds:.1f} s, {len(said.changes)} changes, {len(said.digests)} artifacts")
     rng, report = random.Random(seed), Report(seed)
     began = time.perf_counter()
-    while sum(report.ended.values()) < kills:
+    while (done := sum(report.ended.values())) < kills:
         trial = trials[report.finished % len(trials)]
-        aim, how = rng.choice(("time", "time", "change", "commit")), signal.Signals[f"SIG{rng.choice(signals)}"]
+        aim, how = (
+            rng.choice(("time", "time", "change", "commit")),
+            signal.Signals[f"SIG{signals[done % len(signals)]}"],
+        )
         try:
             if trial.attempt(how, aim, rng):
                 report.ended[f"{how.name} {aim}"] += 1
@@ -382,8 +385,8 @@ def loop(folder: Path, kills: int, seed: int, signals: list[str], modes: list[st
                 trial.finish(report)
                 trial.clear()
         except BrokenPromiseError as error:
-            done = sum(report.ended.values()) + report.survived
-            print(f"seed {seed}, attempt {done}, {trial.mode}, {how.name} at a {aim}: {error}", file=sys.stderr)
+            attempt = sum(report.ended.values()) + report.survived
+            print(f"seed {seed}, attempt {attempt}, {trial.mode}, {how.name} at a {aim}: {error}", file=sys.stderr)
             raise SystemExit(1) from error
     print(f"{time.perf_counter() - began:.0f} s")
     return report
