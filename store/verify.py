@@ -194,20 +194,23 @@ def record_file(store: Store, prefix: str) -> Path:
 
 
 def in_parallel(do: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U]]:
-    """Each item with what `do` gives for it, in order, a few at a time: reading and hashing let other threads run."""
+    """Each item with what `do` gives for it, in order, a few at a time: reading and hashing let other threads run.
+
+    Whoever stops early waits for no thread: it may be the garbage collector, within locks that joining would take.
+    """
     workers = min(8, (os.cpu_count() or 1) + 2)
     pending: deque[tuple[T, Future[U]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-        try:
-            for item in items:
-                pending.append((item, pool.submit(do, item)))
-                if len(pending) > 4 * workers:
-                    done, answer = pending.popleft()
-                    yield done, answer.result()
-            for done, answer in pending:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
+    try:
+        for item in items:
+            pending.append((item, pool.submit(do, item)))
+            if len(pending) > 4 * workers:
+                done, answer = pending.popleft()
                 yield done, answer.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for done, answer in pending:
+            yield done, answer.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _elsewhere(store: Store, records: list[Record]) -> Iterator[tuple[Record, dict[str, str]]]:
