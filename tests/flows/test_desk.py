@@ -213,7 +213,7 @@ def test_a_sweep_is_handed_over_watched_and_cancelled(
 def test_killed_worker_and_run_are_named_marked_and_retried_to_the_same_bytes(
     desk: AtDesk, clip: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    asked = edit(clip, tiny_folder, "a wooden statue", "--inversion-steps", 60, "--inversion-evaluations", 10)
+    asked = edit(clip, tiny_folder, "a wooden statue", "--inversion-steps", 30, "--inversion-evaluations", 10)
     assert desk.tf(*asked, "--store", tmp_path / "calm", "-o", tmp_path / "calm.mp4", "--engine", "direct").code == 0
     run = desk.tf(*asked, "--store", tmp_path / "store", "-o", tmp_path / "o.mp4", "--detach").out.strip()
     running(desk, run, "invert")
