@@ -71,7 +71,8 @@ def _after_logging() -> Iterator[Callable[[Handler], Handler]]:
     def repeat() -> None:
         while (number := again.get()) is not None:
             time.sleep(0.01)
-            signal.pthread_kill(threading.main_thread().ident or 0, number)
+            if signal.getsignal(number) != signal.SIG_DFL:  # the run is over meanwhile, and the signal would kill
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def waiting(handler: Handler) -> Handler:
         first: list[float] = []

@@ -123,10 +123,11 @@ def test_a_worker_in_another_folder_is_told_where_everything_is(
     ).anywhere()  # fmt: skip
     held, plain = config.controls
     places = [config.video, config.model, held.model, held.video, config.decoder, config.mask]
-    named = ["clip.mp4", "model", "edges", "edges.mp4", "decoder", "mask.png"]
-    assert [str(place) for place in places] == [str(tmp_path / name) for name in named]
+    names = ["clip.mp4", "model", "edges", "edges.mp4", "decoder", "mask.png"]
+    assert [str(place) for place in places] == [str(tmp_path / name) for name in names]
     assert (plain.model, plain.video) == ("", None)
-    assert make_config(video="clip.mp4", prompts=("a ball",), model="org/name").anywhere().model == "org/name"
+    for model, named in {"org/name": "org/name", "model:edges": f"{tmp_path}/model:{tmp_path}/edges"}.items():
+        assert make_config(video="clip.mp4", prompts=("a ball",), model=model).anywhere().model == named
 
 
 def test_what_is_not_said_is_left_out_and_nothing_is_lost() -> None:
@@ -189,21 +190,6 @@ def test_texts_that_begin_with_a_place_mean_what_lies_beside_the_file(tmp_path: 
     assert read_options(file)["model"] == f"{tmp_path}/one.safetensors:{tmp_path}/sam2", "FILE:CONFIGS"
     file.write_text('model = "org/name"\nmask_from = "cross-attention:dog"\n')
     assert read_options(file) == {"model": "org/name", "mask_from": "cross-attention:dog"}
-
-
-def test_places_of_a_remembered_run_are_understood_from_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("one.safetensors", "configs", "net"):
-        Path(name).mkdir()
-    config = make_config(
-        video=Path("clip.mp4"), prompts=("a",), model="one.safetensors:configs", editor="controlnet",
-        controls=[{"kind": "given", "model": "net", "video": Path("edges")}],
-    ).anywhere()  # fmt: skip
-    assert config.model == f"{tmp_path}/one.safetensors:{tmp_path}/configs"
-    assert (config.controls[0].model, config.controls[0].video) == (f"{tmp_path}/net", tmp_path / "edges")
-    assert make_config(video=Path("clip.mp4"), prompts=("a",), model="someone/tiny").anywhere().model == "someone/tiny"
 
 
 def test_a_preset_said_anew_brings_its_own_options() -> None:

@@ -276,6 +276,23 @@ def test_an_interrupt_leaves_no_lock_of_the_log_held() -> None:
     assert not other.is_alive()
 
 
+def test_an_interrupted_command_ends_whatever_its_threads_wait_for(tmp_path: Path) -> None:
+    """A thread that never ends, as one that waits for a lock that nobody gives back."""
+    program = """
+        import threading
+        from flows import cancelling
+        cancelling.SECONDS_TO_LEAVE = 1
+        threading.Thread(target=threading.Event().wait).start()
+        cancelling.leave(130)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, timeout=PATIENCE, check=False,
+        env={**environment, "PREFECT_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 130
+
+
 def test_an_api_that_does_not_answer_is_named(
     api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
