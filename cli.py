@@ -1129,7 +1129,19 @@ def main_options(
 
 
 def main() -> None:
-    """The `tf` command."""
+    """The `tf` command as a process of its own, which ends with it."""
+    try:
+        command()
+    except SystemExit as ended:
+        if ended.code in (130, 143) and "prefect" in sys.modules:
+            from flows.cancelling import leave
+
+            leave(ended.code)
+        raise
+
+
+def command() -> None:
+    """What `tf` is asked for in `sys.argv`; its exit code is that of the `SystemExit` it raises."""
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("tf: %(message)s"))
     logging.getLogger("store").addHandler(warnings)
@@ -1150,12 +1162,6 @@ def main() -> None:
         raise SystemExit(_usage(error)) from None
     except (typer.Abort, KeyboardInterrupt):  # typer's own answer, and what comes before typer listens
         code = 130
-    except SystemExit as ended:
-        if ended.code in (130, 143) and "prefect" in sys.modules:
-            from flows.cancelling import leave
-
-            leave(ended.code)
-        raise
     if code == 130:  # a signal outside of a command's work: nothing was said yet
         from store.errors import Terminated
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ class Tf:
         self.patch.setattr(sys, "argv", ["tf", *map(str, arguments)])
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.command()
         captured = self.capsys.readouterr()
         code = left.value.code
         return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
@@ -532,9 +534,12 @@ def test_interruption_is_one_line(tf: Tf, monkeypatch: pytest.MonkeyPatch) -> No
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "summaries", interrupted)
+    importlib.import_module("prefect")  # as other tests do, and a run under its engine
     done = tf("list")
     assert (done.code, done.out) == (130, "")
     assert done.err == "tf: interrupted; what was finished is kept, and the next run goes on from there\n"
+    ends = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert not ends, "this process would be ended with the command"
 
 
 def own_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
