@@ -24,7 +24,6 @@ from prefect.types.entrypoint import EntrypointType
 from flows.engine import SECONDS_WITHOUT_SIGN
 from flows.forms import titled
 from flows.places import store_at
-from flows.videos import preparations
 from store.errors import InputError
 from store.store import Store
 
@@ -47,6 +46,8 @@ def refresh_cached_videos(store: str | None) -> None:
 
 def offer_cached_videos(client: Any, store: Store) -> None:
     """Put what the store has prepared into the drop-down."""
+    from flows.videos import preparations  # needs torch, for which who watches or cancels a run does not wait
+
     try:
         deployment = client.read_deployment_by_name("edit-cached/edit-cached")
     except ObjectNotFound:

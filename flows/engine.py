@@ -16,13 +16,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from store.errors import InputError, TokenflowError
 
-from .plan import Plan
-from .tasks import Session
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .tasks import Session
 
 T = TypeVar("T")
 Wanted = Literal["auto", "prefect", "direct"]

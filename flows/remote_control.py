@@ -34,11 +34,10 @@ from flows.deployments import TOKENFLOW_FLOWS
 from flows.desk import online_workers
 from flows.engine import SECONDS_WITHOUT_SIGN, SILENT, EngineError, refusal
 from flows.forms import sweep_of
-from flows.plan import Plan
-from flows.summary import run_name
 from store.errors import InputError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # who cancels or watches a run waits for no torch
+    from flows.plan import Plan
     from flows.run_sweep import Planned
 
 SECONDS_TO_CANCEL = 30
@@ -89,6 +88,7 @@ def detach(plan: Plan, output: Path | None) -> tuple[FlowRun, list[str]]:
     raises   InputError where there is no deployment
     """
     from flows.run import clip_files
+    from flows.summary import run_name
 
     config = plan.config.anywhere()
     files = clip_files(plan, output)

@@ -565,6 +565,13 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
 
 
 @pytest.mark.slow
+def test_who_watches_or_cancels_a_run_does_not_wait_for_torch() -> None:
+    code = "import sys, flows.following, flows.remote_control\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_a_run_of_its_own_is_quiet_but_for_its_answer(made: Path, tiny_folder: Path, tmp_path: Path) -> None:
     small = ["--model", tiny_folder, "--steps", "2", "--keyframe-interval", "3", "--store", tmp_path / "store"]
     output = tmp_path / "x.mp4"

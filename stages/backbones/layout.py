@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,23 @@ class ModelGeometry(Frozen):
 
 def geometry(configs: dict[str, dict[str, Any]]) -> ModelGeometry:
     """The autoencoder's factor, by tracing it, and the native frame side; InputError for no text-to-image model."""
+    check_variant(configs["unet"], configs["vae"])
+    multiple = _latent_pixel(json.dumps(configs["vae"]))
+    return ModelGeometry(multiple=multiple, native_size=native_side(configs["unet"]) * multiple)
+
+
+@lru_cache(maxsize=8)
+def _latent_pixel(vae: str) -> int:
+    """Pixels along one side of a latent pixel of the autoencoder with this config, as JSON."""
     import torch
 
-    check_variant(configs["unet"], configs["vae"])
-
-    vae = _on_meta(configs["vae"])
+    config = json.loads(vae)
     probe = 64
     with torch.no_grad():
-        encoded = vae.encode(torch.zeros(1, int(configs["vae"].get("in_channels", 3)), probe, probe, device="meta"))
+        frame = torch.zeros(1, int(config.get("in_channels", 3)), probe, probe, device="meta")
+        encoded = _on_meta(config).encode(frame)
     latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-    multiple = probe // latents.shape[-1]
-    return ModelGeometry(multiple=multiple, native_size=native_side(configs["unet"]) * multiple)
+    return int(probe // latents.shape[-1])
 
 
 def native_side(unet: Mapping[str, Any]) -> int:
@@ -92,9 +99,14 @@ def check_variant(unet: dict[str, Any], vae: dict[str, Any]) -> None:
 
 def layout(configs: dict[str, dict[str, Any]], width: int, height: int) -> ModelLayout:
     """Trace the model described by `configs` (component → its config) on frames of `width` × `height` pixels."""
+    return _layout(json.dumps(configs), width, height)
 
+
+@lru_cache(maxsize=8)
+def _layout(configs_json: str, width: int, height: int) -> ModelLayout:
     from ..diffusion.attention import injected_attention_layers, injected_feature, self_attention_layers
 
+    configs = json.loads(configs_json)
     shapes = geometry(configs)
     unet = _on_meta(configs["unet"])
     modules = dict(unet.named_modules())
