@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,10 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tests.flows.server import free_port, get
 
 ROOT = Path(__file__).parents[2]
+HELD = Path(__file__).parent / "held"  # makes processes stand still where a test says so
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,16 @@ class AtDesk:
             stderr=subprocess.PIPE,
         )  # fmt: skip
 
+    @contextmanager
+    def holding(self, store: Path, stage: str) -> Iterator[None]:
+        """Until the block ends, processes of the desk stand still in `stage`, before they call a part of it done in `store`."""
+        hold = self.home / "holds" / uuid4().hex
+        hold.write_text(f"^{re.escape(str(store))}/drafts/{stage}-[^/]+/parts")
+        try:
+            yield
+        finally:
+            hold.unlink()
+
     def post(self, path: str, **body: Any) -> tuple[int, Any]:
         """Status and answer of the API."""
         return post(self.api, path, **body)
@@ -100,8 +113,13 @@ def tf(environment: dict[str, str], *arguments: object) -> Done:
 def environment_in(home: Path) -> dict[str, str]:
     """Folders of its own for everything, and no Prefect settings."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "TOKENFLOW_"))}
-    names = {"XDG_STATE_HOME": "state", "XDG_CACHE_HOME": "cache", "PREFECT_HOME": "prefect"}
-    return {**own, "HOME": str(home), **{name: str(home / folder) for name, folder in names.items()}}
+    names = {
+        "XDG_STATE_HOME": "state", "XDG_CACHE_HOME": "cache", "PREFECT_HOME": "prefect",
+        "TOKENFLOW_TEST_HOLDS": "holds",
+    }  # fmt: skip
+    (home / "holds").mkdir(exist_ok=True)
+    path = os.pathsep.join(filter(None, [str(HELD), own.get("PYTHONPATH")]))
+    return {**own, "HOME": str(home), "PYTHONPATH": path, **{name: str(home / at) for name, at in names.items()}}
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from tests.flows.desks import AtDesk, command, environment_in, post
 from tests.flows.server import PATIENCE, configured, free_port, get, serving, wait_for
 from tests.stages.clips import write_clip
 
-SHORT, LONG = 20, 400  # inversion steps; a long run lasts until it is stopped
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
 
@@ -43,11 +42,10 @@ Asked = Callable[..., list[object]]
 def asked(clip: Path, tiny_folder: Path, tmp_path: Path) -> Asked:
     """The words of a `tf run` into a store of the test's own."""
 
-    def make(prompt: str, steps: int, *more: object, store: str = "store") -> list[object]:
+    def make(prompt: str, *more: object, store: str = "store") -> list[object]:
         return [
             "run", clip, "--prompt", prompt, "--model", tiny_folder, "--steps", 6, "--device", "cpu",
-            "--inversion-steps", steps, "--inversion-evaluations", 10, "--store", tmp_path / store,
-            "-o", tmp_path / f"{store}.mp4", *more,
+            "--store", tmp_path / store, "-o", tmp_path / f"{store}.mp4", *more,
         ]  # fmt: skip
 
     return make
@@ -80,6 +78,11 @@ def reached(api: str, prompt: str, stage: str, process: subprocess.Popen[str] | 
     return str(wait_for(look, f"{stage} does not begin", process))
 
 
+def goes_on(store: Path) -> None:
+    """Wait until a run has left the inversion behind, without a server that could tell."""
+    wait_for(lambda: [*store.glob("drafts/extract_tokens-*/")], "the run does not go on")
+
+
 def state(api: str, run: str) -> tuple[str, str]:
     """Type and message of a run's state."""
     seen = get(api, f"/flow_runs/{run}")["state"]
@@ -103,13 +106,14 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_with_one_line_and_the_server_says_cancelled(
-    desk: AtDesk, asked: Asked, number: signal.Signals, code: int
+    desk: AtDesk, asked: Asked, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     prompt = f"stopped by {number.name}"
-    process = begun(desk, asked(prompt, LONG))
-    run = reached(desk.api, prompt, "invert", process)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=PATIENCE)
+    with desk.holding(tmp_path / "store", "invert_frames"):
+        process = begun(desk, asked(prompt))
+        run = reached(desk.api, prompt, "invert", process)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert said.count("\n") == 1
     assert "what was finished is kept" in said
@@ -123,16 +127,17 @@ def test_a_direct_run_in_the_background_is_cancelled_inside_its_edit_and_the_nex
 ) -> None:
     """Cancelled from elsewhere; a run that was never disturbed has the same bytes."""
     prompt = "stopped inside the edit"
-    assert desk.tf(*asked(prompt, 30, "--steps", 30, store="calm"), "--engine", "direct").code == 0
-    process = begun(desk, asked(prompt, 30, "--steps", 30), ignoring=True)
-    run = reached(desk.api, prompt, "edit", process)
-    desk.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
-    _, said = process.communicate(timeout=PATIENCE)
+    assert desk.tf(*asked(prompt, store="calm"), "--engine", "direct").code == 0
+    with desk.holding(tmp_path / "store", "edit_keyframes"):
+        process = begun(desk, asked(prompt), ignoring=True)
+        run = reached(desk.api, prompt, "edit", process)
+        desk.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+        _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said.count("\n")) == (130, 1)
     assert ended(desk.api, run)[0] == "CANCELLED"
     kept = digests(tmp_path / "store")
     assert len(kept) >= 4
-    again = desk.tf(*asked(prompt, 30, "--steps", 30), "--json")
+    again = desk.tf(*asked(prompt), "--json")
     assert again.code == 0, again.err
     assert {stage["key"] for stage in again.json["stages"] if stage["hit"]} >= kept.keys()
     assert digests(tmp_path / "store") == digests(tmp_path / "calm")
@@ -141,22 +146,22 @@ def test_a_direct_run_in_the_background_is_cancelled_inside_its_edit_and_the_nex
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_goes_on_without_its_worker_and_it_and_who_waits_for_it_can_still_be_cancelled(
-    desk: AtDesk, asked: Asked
+    desk: AtDesk, asked: Asked, tmp_path: Path
 ) -> None:
-    run = desk.tf(*asked("without a worker", LONG), "--detach").out.strip()
-    reached(desk.api, "without a worker", "invert")
-    process = psutil.Process(int(desk.flow_run(run)["infrastructure_pid"].split(":")[1]))
-    psutil.Process(desk.state()["worker"]["pid"]).kill()
-    killed = datetime.now(UTC).isoformat()
-    waiter = begun(desk, asked("waits for the same video", LONG))
-    waiting = reached(desk.api, "waits for the same video", "", waiter, said="wait")
-    lines = {"flow_run_id": {"any_": [run]}, "timestamp": {"after_": killed}}
-    wait_for(lambda: desk.post("/logs/filter", logs=lines)[1], "the run says nothing more")
-    assert process.is_running()
-    for each, stopped in ((waiting, waiter.pid), (run, process.pid)):
-        done = desk.tf("cancel", each[:12], "--json")
-        assert (done.code, done.json["state"]) == (0, "Cancelled"), done.err
-        wait_for(lambda stopped=stopped: _is_over(stopped), "the process goes on")  # type: ignore[misc]
+    with desk.holding(tmp_path / "store", "match_tokens"):
+        with desk.holding(tmp_path / "store", "invert_frames"):
+            run = desk.tf(*asked("without a worker"), "--detach").out.strip()
+            reached(desk.api, "without a worker", "invert")
+            process = psutil.Process(int(desk.flow_run(run)["infrastructure_pid"].split(":")[1]))
+            psutil.Process(desk.state()["worker"]["pid"]).kill()
+        reached(desk.api, "without a worker", "match")
+        assert process.is_running()
+        waiter = begun(desk, asked("waits for the same video"))
+        waiting = reached(desk.api, "waits for the same video", "", waiter, said="wait")
+        for each, stopped in ((waiting, waiter.pid), (run, process.pid)):
+            done = desk.tf("cancel", each[:12], "--json")
+            assert (done.code, done.json["state"]) == (0, "Cancelled"), done.err
+            wait_for(lambda stopped=stopped: _is_over(stopped), "the process goes on")  # type: ignore[misc]
     assert waiter.wait(PATIENCE) == 130
     assert desk.tf("up", "--store", desk.store).code == 0
 
@@ -167,12 +172,13 @@ def _is_over(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_that_is_declared_cancelled_stops_too(desk: AtDesk, asked: Asked) -> None:
+def test_a_run_that_is_declared_cancelled_stops_too(desk: AtDesk, asked: Asked, tmp_path: Path) -> None:
     """As when it began in the moment in which somebody cancelled it."""
-    process = begun(desk, asked("declared cancelled", LONG))
-    run = reached(desk.api, "declared cancelled", "invert", process)
-    desk.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLED", "name": "Cancelled"}, force=True)
-    assert process.wait(PATIENCE) == 130
+    with desk.holding(tmp_path / "store", "invert_frames"):
+        process = begun(desk, asked("declared cancelled"))
+        run = reached(desk.api, "declared cancelled", "invert", process)
+        desk.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLED", "name": "Cancelled"}, force=True)
+        assert process.wait(PATIENCE) == 130
     assert state(desk.api, run)[0] == "CANCELLED"
 
 
@@ -183,6 +189,7 @@ def test_a_run_that_has_not_begun_is_cancelled_and_latest_is_no_run_of_next_week
 ) -> None:
     from flows.remote_control import cancel, find_run
 
+    running(desk, "edit-video", f"{socket.gethostname()}:{os.getpid()}")
     deployment = get(desk.api, "/deployments/name/edit-video/edit-video")
     assert deployment["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
     later = (datetime.now(UTC) + timedelta(days=7)).isoformat()
@@ -269,22 +276,26 @@ def test_a_run_and_who_watches_it_go_on_when_the_server_is_started_again_and_ctr
 ) -> None:
     home, port = tmp_path / "server", free_port()
     home.mkdir()
-    with serving(home, port) as api:
-        desk = AtDesk(tmp_path, {**environment_in(tmp_path), "PREFECT_API_URL": api}, {"api": api})
-        process = begun(desk, asked("through a restart", SHORT))
+    api = f"http://127.0.0.1:{port}/api"
+    desk = AtDesk(tmp_path, {**environment_in(tmp_path), "PREFECT_API_URL": api}, {"api": api})
+    first, second = tmp_path / "first", tmp_path / "second"
+    with desk.holding(first, "invert_frames"), serving(home, port):
+        process = begun(desk, asked("through a restart", store="first"))
         run = reached(api, "through a restart", "invert", process)
         watching = begun(desk, ["watch", run, "--json"])
         assert watching.stderr is not None
         assert "through a restart" in watching.stderr.readline()
     assert any("does not answer; waiting for it" in line for line in watching.stderr)
-    with serving(home, port) as api:
+    goes_on(first)
+    with desk.holding(second, "invert_frames"), serving(home, port):
         _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
         assert ended(api, run)[0] == "COMPLETED"
         _, seen = watching.communicate(timeout=PATIENCE)
         assert watching.returncode == 0, seen
-        process = begun(desk, asked("left alone", LONG))
+        process = begun(desk, asked("left alone", store="second"))
         reached(api, "left alone", "invert", process)
+    goes_on(second)
     time.sleep(10)  # so that there is much that Prefect could not tell
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
