@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.faults.kill_loop import BrokenPromiseError, Trial, fork, preload, tf, wait
+from tests.faults.kill_loop import BrokenPromiseError, Trial, fork, preload, small_model, tf, wait
 
 FULL = (
     r"tf: (this run would write up to [\d.]+ \w+ to|the disk is full: .* (needs [\d.]+ \w+|does not fit) in) "
@@ -197,7 +197,6 @@ SCENARIOS = {each.__name__: each for each in (too_small, filled, file_size_limit
 def main() -> None:
     """See the top of this file."""
     from tests.flows.runs import small_clip
-    from tests.tiny.models import save_model
 
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -205,8 +204,9 @@ def main() -> None:
     asked = parser.parse_args()
     folder = asked.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    preload()
-    trial = Trial("kept", folder / "trial", small_clip(folder / "clip.mp4"), save_model(folder / "model", vae="tiny"))
+    model = small_model(folder / "model")
+    preload(model)
+    trial = Trial("kept", folder / "trial", small_clip(folder / "clip.mp4"), model)
     for name in asked.only:
         trial.clear()
         try:

@@ -70,22 +70,39 @@ class Report:
 # processes
 
 
-def preload() -> None:
-    """Import all that a run imports, so that a fork starts at once; no thread is started."""
+def small_model(folder: Path) -> Path:
+    """A model of few layers: what is tried here is not its, and runs are many."""
+    from tests.tiny.models import save_model
+
+    return save_model(
+        folder, vae="tiny", layers_per_block=1, block_out_channels=(16, 16, 16),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+
+
+def preload(model: Path) -> None:
+    """Do once what every run does before it computes: import, and trace the model. No thread is started."""
     import importlib
 
     import torch
 
+    from stages.backbones.layout import geometry, layout, read_configs
+
     for name in (
         "cli", "flows.run", "flows.plan", "flows.terminal", "flows.runtime", "flows.edit", "flows.prepare",
-        "store.draft", "store.pandera_schemas", "filelock", "xarray", "zarr", "pandera.xarray", "diffusers",
-        "stages.backbones.stable_diffusion", "transformers.models.clip.modeling_clip", "av", "cv2", "rich.progress",
+        "flows.options", "store.draft", "store.parts", "store.pandera_schemas", "filelock", "xarray", "zarr",
+        "pandera.xarray", "pandera.engines.xarray_engine", "dask.array", "diffusers", "diffusers.guiders",
+        "stages.backbones.stable_diffusion", "stages.backbones.families.sd", "stages.editors.pnp",
+        "stages.measures.cuts", "scenedetect", "transformers.models.clip.modeling_clip", "av", "cv2", "rich.progress",
         "xarray.backends.zarr", "diffusers.models.autoencoders.autoencoder_tiny",
         "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
-        "diffusers.models.unets.unet_2d_condition",
+        "diffusers.models.unets.unet_2d_condition", "diffusers.schedulers.scheduling_unipc_multistep",
     ):  # fmt: skip
         importlib.import_module(name)
     torch.set_num_threads(1)
+    geometry(read_configs(model))
+    layout(read_configs(model), 32, 32)
     shorter_parts()
 
 
@@ -359,9 +376,9 @@ def pictures_hash(path: Path) -> str:
 def loop(folder: Path, kills: int, seed: int, signals: list[str], modes: list[str]) -> Report:
     """End runs `kills` times; every mode, signal and aim has its turns."""
     from tests.flows.runs import small_clip
-    from tests.tiny.models import save_model
 
-    clip, model = small_clip(folder / "clip.mp4", frames=9), save_model(folder / "model", vae="tiny")
+    clip, model = small_clip(folder / "clip.mp4", frames=9), small_model(folder / "model")
+    preload(model)
     trials = [Trial(mode, folder / mode, clip, model) for mode in modes]
     for trial in trials:
         said = trial.undisturbed
@@ -402,7 +419,6 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
-    preload()
     report = loop(asked.folder.absolute(), asked.kills, asked.seed, asked.signals, asked.modes)
     print(json.dumps({name: getattr(report, name) for name in Report.__dataclass_fields__}))
 

@@ -67,7 +67,7 @@ class AtDesk:
 
     @contextmanager
     def holding(self, store: Path, stage: str) -> Iterator[None]:
-        """Until the block ends, processes of the desk stand still in `stage`, before they call a part of it done in `store`."""
+        """Until the block ends, the desk's processes stand still before they call a part of `stage` done in `store`."""
         hold = self.home / "holds" / uuid4().hex
         hold.write_text(f"^{re.escape(str(store))}/drafts/{stage}-[^/]+/parts")
         try:

@@ -74,10 +74,12 @@ def digests(result: Result) -> dict[tuple[str, str | None], str]:
     return {(use.node.stage, use.node.prompt): use.artifact.digest for use in result.uses}
 
 
+_loaded: dict[str, StableDiffusion] = {}  # by path and adapters
+
+
 def counting(patch: pytest.MonkeyPatch) -> Executed:
-    """Count what is executed from now on; a model is read from the disk once and shared."""
-    executed = Executed()
-    loaded: dict[str, StableDiffusion] = {}
+    """Count what is executed from now on; a model is read from the disk once and shared by all tests."""
+    executed, loaded = Executed(), _loaded
     for name, module in STAGES.items():
         patch.setattr(module, "run", _counted(executed, module.run, name))
     patch.setattr(propagate_tokens, "run_whole", _counted(executed, propagate_tokens.run_whole, *EDIT))
