@@ -14,7 +14,7 @@ import torch
 
 from store.errors import InputError
 
-from .folders import check_filled, save_whole
+from .folders import check_filled, save_whole, weights_of
 from .layout import geometry, read_configs
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -43,15 +43,14 @@ def check_folder(folder: Path, model: Path, allow_pickle: bool = False) -> None:
             f"frames are {geometry(configs).multiple} times as large; choose one for this model"
         )
     pickled = list(folder.glob("*.bin"))
-    if not (folder / f"{WEIGHTS}.safetensors").is_file() and not (pickled and allow_pickle):
+    if not weights_of(folder)[1] and not (pickled and allow_pickle):
         way_out = "say --allow-pickle if you trust its .bin file" if pickled else "download it again"
         raise InputError(f"ControlNet folder {folder} has no {WEIGHTS}.safetensors; {way_out}")
 
 
 def identity_files(folder: Path) -> list[Path]:
     """Files of a ControlNet's folder that may change a result: its config, and the weights that are loaded."""
-    weights = folder / f"{WEIGHTS}.safetensors"
-    return [folder / "config.json", *([weights] if weights.is_file() else sorted(folder.glob("*.bin")))]
+    return [folder / "config.json", *(weights_of(folder)[1] or sorted(folder.glob("*.bin")))]
 
 
 def load_controlnet(folder: Path, device: str, dtype: torch.dtype) -> Any:
@@ -59,9 +58,11 @@ def load_controlnet(folder: Path, device: str, dtype: torch.dtype) -> Any:
     from diffusers import ControlNetModel
     from safetensors import SafetensorError
 
-    safe = (folder / f"{WEIGHTS}.safetensors").is_file()
+    variant, files = weights_of(folder)
     try:
-        control = ControlNetModel.from_pretrained(folder, use_safetensors=safe, torch_dtype=dtype)
+        control = ControlNetModel.from_pretrained(
+            folder, use_safetensors=bool(files), variant=variant, torch_dtype=dtype
+        )
     except SafetensorError as error:
         raise InputError(f"the weights of ControlNet {folder} are damaged ({error}); download it again") from None
     except UnpicklingError:

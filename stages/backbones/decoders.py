@@ -22,7 +22,7 @@ from store.errors import InputError
 
 from ..diffusion.checks import FullDeviceError, check_pictures
 from . import temporal_tiny
-from .folders import check_filled
+from .folders import check_filled, weights_of
 from .layout import geometry, read_configs
 
 VERSION = 2  # raise it when equal latents should give other pictures
@@ -136,11 +136,13 @@ def check_folder(folder: Path, model: Path) -> str:
     kind, own = str(config.get("_class_name")), configs["vae"]
     if kind not in (*CLASSES, temporal_tiny.NAME):
         raise InputError(f"--decoder {folder} holds a {kind}, which is not supported; have {', '.join(CLASSES)}")
-    if not (folder / WEIGHTS).is_file():
+    files = weights_of(folder)[1]
+    if not files:
         raise InputError(f"--decoder {folder} has no {WEIGHTS}; download it again, or convert its weights to it")
     try:
-        with safe_open(folder / WEIGHTS, "pt"):
-            pass
+        for file in files:
+            with safe_open(file, "pt"):
+                pass
     except SafetensorError as error:
         raise InputError(f"the weights of --decoder {folder} are damaged ({error}); download it again") from None
     ours, its = (int(each.get("latent_channels", 4)) for each in (own, config))
@@ -160,20 +162,20 @@ def check_folder(folder: Path, model: Path) -> str:
 
 def identity_files(folder: Path) -> list[Path]:
     """Files of an autoencoder's folder that may change a result."""
-    return [folder / "config.json", folder / WEIGHTS]
+    return [folder / "config.json", *weights_of(folder)[1]]
 
 
 def load_decoder(folder: Path, device: str) -> Decoder:
     """The decoder in a folder that `check_folder` accepts, in float32; InputError, one sentence, where that fails."""
     import diffusers
 
-    config = _config(folder)
+    config, (variant, files) = _config(folder), weights_of(folder)
     try:
         if config["_class_name"] == temporal_tiny.NAME:
-            vae = temporal_tiny.from_weights(config, folder / WEIGHTS)
+            vae = temporal_tiny.from_weights(config, files[0])
         else:
             vae = getattr(diffusers, config["_class_name"]).from_pretrained(
-                folder, use_safetensors=True, torch_dtype=torch.float32
+                folder, use_safetensors=True, variant=variant, torch_dtype=torch.float32
             )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"--decoder {folder} cannot be loaded: {' '.join(str(error).split())[:240]}") from None

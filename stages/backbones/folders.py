@@ -84,12 +84,21 @@ def check_folder(folder: Path, allow_pickle: bool = False) -> None:
 
 def variant_of(folder: Path) -> str | None:
     """Which weights are taken where a component of a diffusers folder has none without a variant: "fp16", say."""
-    for name in _weighted(family_of_folder(folder)):
-        files = filter(None, (WEIGHTS.fullmatch(path.name) for path in sorted((folder / name).iterdir())))
-        variants = [each["variant"] for each in files]
-        if variants and None not in variants:
-            return str(variants[0])
-    return None
+    found = (weights_of(folder / name)[0] for name in _weighted(family_of_folder(folder)))
+    return next(filter(None, found), None)
+
+
+def weights_of(component: Path) -> tuple[str | None, list[Path]]:
+    """The variant whose .safetensors files in a component's folder are loaded, and these files; none: (None, []).
+
+    Files without a variant (None) are taken where there are any.
+    """
+    found: dict[str | None, list[Path]] = {None: []}
+    for path in sorted(component.iterdir()):
+        if named := WEIGHTS.fullmatch(path.name):
+            found.setdefault(named["variant"], []).append(path)
+    variant = None if found[None] else next((name for name in found if name), None)
+    return variant, found[variant]
 
 
 def without_bars() -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from pocket.edges import THRESHOLDS, edges
 from stages import control_frames
-from stages.backbones.controlnet import load_controlnet
+from stages.backbones.controlnet import check_folder, identity_files, load_controlnet
 from stages.backbones.stable_diffusion import StableDiffusion
 from stages.control_frames import canny
 from stages.editors.controlnet import Share
@@ -95,6 +95,14 @@ def test_a_controlnet_whose_files_lack_weights_is_refused(control: Any, tmp_path
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lack 1 of its \d+ weights \(conv_in.weight"):
         load_controlnet(tmp_path, "cpu", torch.float32)
+
+
+def test_a_controlnet_of_half_precision_alone_is_taken(control: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    control.save_pretrained(tmp_path, variant="fp16")
+    check_folder(tmp_path, tiny_folder)
+    assert [file.name for file in identity_files(tmp_path)][1:] == ["diffusion_pytorch_model.fp16.safetensors"]
+    taken = load_controlnet(tmp_path, "cpu", torch.float32).state_dict()
+    assert all(torch.equal(values, taken[name]) for name, values in control.state_dict().items())
 
 
 def test_given_images_must_be_as_many_as_the_frames() -> None:

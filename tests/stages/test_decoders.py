@@ -24,6 +24,7 @@ from stages.backbones.decoders import (
     autoencoder_folder,
     check_folder,
     groups,
+    identity_files,
     load_decoder,
     seen,
 )
@@ -207,6 +208,18 @@ def test_a_decoder_whose_files_lack_weights_is_refused(temporal_folder: Path, tm
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lack 1 of its \d+ weights \(decoder.time_conv_out.weight"):
         load_decoder(folder, "cpu")
+
+
+def test_a_decoder_of_half_precision_alone_is_taken(
+    decoder: Decoder, temporal_folder: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(temporal_folder, tmp_path / "half")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    file = file.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    check_folder(folder, tiny_folder)
+    assert identity_files(folder)[1:] == [file]
+    taken = load_decoder(folder, "cpu").vae.state_dict()
+    assert all(torch.equal(values, taken[name]) for name, values in decoder.vae.state_dict().items())
 
 
 def test_pictures_that_are_no_numbers_are_not_black(decoder: Decoder, latents: torch.Tensor) -> None:
