@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,9 @@ class AtDesk:
             stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    @contextmanager
-    def holding(self, store: Path, stage: str) -> Iterator[None]:
+    def holding(self, store: Path, stage: str) -> AbstractContextManager[None]:
         """Until the block ends, the desk's processes stand still before they call a part of `stage` done in `store`."""
-        hold = self.home / "holds" / uuid4().hex
-        hold.write_text(f"^{re.escape(str(store))}/drafts/{stage}-[^/]+/parts")
-        try:
-            yield
-        finally:
-            hold.unlink()
+        return holding(self.home, store, stage)
 
     def post(self, path: str, **body: Any) -> tuple[int, Any]:
         """Status and answer of the API."""
@@ -110,16 +104,29 @@ def tf(environment: dict[str, str], *arguments: object) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
+@contextmanager
+def holding(home: Path, store: Path, stage: str) -> Iterator[None]:
+    """Until the block ends, processes that are `held` in `home` stand still in `stage`, as at a desk."""
+    hold = home / "holds" / uuid4().hex
+    hold.write_text(f"^{re.escape(str(store))}/drafts/{stage}-[^/]+/parts")
+    try:
+        yield
+    finally:
+        hold.unlink()
+
+
+def held(home: Path) -> dict[str, str]:
+    """What the environment of a process needs, so that it can be made to stand still."""
+    (home / "holds").mkdir(exist_ok=True)
+    path = os.pathsep.join(filter(None, [str(HELD), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "TOKENFLOW_TEST_HOLDS": str(home / "holds")}
+
+
 def environment_in(home: Path) -> dict[str, str]:
     """Folders of its own for everything, and no Prefect settings."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "TOKENFLOW_"))}
-    names = {
-        "XDG_STATE_HOME": "state", "XDG_CACHE_HOME": "cache", "PREFECT_HOME": "prefect",
-        "TOKENFLOW_TEST_HOLDS": "holds",
-    }  # fmt: skip
-    (home / "holds").mkdir(exist_ok=True)
-    path = os.pathsep.join(filter(None, [str(HELD), own.get("PYTHONPATH")]))
-    return {**own, "HOME": str(home), "PYTHONPATH": path, **{name: str(home / at) for name, at in names.items()}}
+    names = {"XDG_STATE_HOME": "state", "XDG_CACHE_HOME": "cache", "PREFECT_HOME": "prefect"}
+    return {**own, "HOME": str(home), **held(home), **{name: str(home / folder) for name, folder in names.items()}}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -22,9 +23,9 @@ from flows.tasks import Session
 from flows.videos import choose_preparation, preparations
 from store.errors import InputError
 from store.store import Store
-from tests.flows.desks import post
+from tests.flows.desks import held, holding, post
 from tests.flows.runs import Executed, make_plan, small_clip
-from tests.flows.server import get, last_flow_run, task_runs, wait_for
+from tests.flows.server import PATIENCE, get, last_flow_run, task_runs, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -333,25 +334,28 @@ def test_two_served_runs_of_one_video_at_once_compute_it_once_and_the_waiting_on
         import sys
         from flows.edit_flow import edit_video
         clip, model, store, prompt = sys.argv[1:]
-        config = {"video": clip, "model": model, "prompts": [prompt], "steps": 2, "keyframe_interval": 3,
-                  "inversion_steps": 120, "inversion_evaluations": 10}
+        config = {"video": clip, "model": model, "prompts": [prompt], "steps": 2, "keyframe_interval": 3}
         edit_video(config=config, store=store, runtime={"device": "cpu"})
     """
-    store = tmp_path / "store"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), clip, tiny_folder, store, prompt])
-        for prompt in ("a first ball", "a second ball")
-    ]
-    assert [each.wait(timeout=300) for each in processes] == [0, 0]
-    with get_client(sync_client=True) as client:
-        runs = {each.name: each.id for each in client.read_flow_runs(limit=200)}
-        pair = LogFilterFlowRunId(any_=[runs[f"edit · clip · 'a {which} ball'"] for which in ("first", "second")])
+    store, environment = tmp_path / "store", {**os.environ, **held(tmp_path)}
+    with holding(tmp_path, store, "invert_frames"), get_client(sync_client=True) as client:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(program), clip, tiny_folder, store, prompt], env=environment
+            )
+            for prompt in ("a first ball", "a second ball")
+        ]
 
         def waited() -> bool:
-            logs = client.read_logs(LogFilter(flow_run_id=pair), limit=200)
+            runs = {each.name: each.id for each in client.read_flow_runs(limit=200)}
+            pair = [runs.get(f"edit · clip · 'a {which} ball'") for which in ("first", "second")]
+            if None in pair:
+                return False
+            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=pair)), limit=200)
             return any(log.message.startswith("waiting for") for log in logs)
 
         wait_for(waited, "no run says that it waits")
+    assert [each.wait(PATIENCE) for each in processes] == [0, 0]
     computed = [stage["key"] for run in Store(store).runs() for stage in run["stages"] if not stage["hit"]]
     assert len(computed) == len(set(computed)) == 4 + 2 * 2
 
