@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray
 from pandera.errors import SchemaErrors
-from pandera.xarray import Check, Coordinate, DatasetSchema, DataVar
+from pandera.xarray import Check, Coordinate, DataArraySchema, DatasetSchema
 
 from store.errors import SchemaError
 from store.rules import broken_rule
@@ -18,13 +18,37 @@ from store.schemas import Schema, Variable
 SMALL = 1_000_000  # bytes up to which a variable's values are read and checked on opening
 
 
-def dataset_schema(schema: Schema) -> DatasetSchema:
-    """Dims, sizes, dtypes and coordinates of every variable, and the value rules of those up to `SMALL` bytes.
+def check_dataset(dataset: xarray.Dataset, schema: Schema, name: str) -> None:
+    """Raise SchemaError when `dataset`, the artifact `name`, breaks `schema`: it names the variables and the rules.
 
-    Larger variables stay unread: their values were checked block by block while they were written.
+    Dims, sizes, dtypes and coordinates of every variable, and the value rules of those up to `SMALL` bytes. Larger
+    variables stay unread: their values were checked block by block while they were written.
     """
+    broken = _broken(_dataset_schema(schema), dataset, "the dataset")
+    for each, variable in schema.variables.items():  # by itself: a DatasetSchema would merge it back into the dataset
+        if each in dataset:
+            broken += _broken(_data_array_schema(each, variable), dataset[each], each)
+    if broken:
+        raise SchemaError(f"{schema.artifact} {name} breaks its schema: {'; '.join(broken)}")
+
+
+def _broken(schema: DatasetSchema | DataArraySchema, found: Any, named: str) -> list[str]:
+    """What is broken of `schema`: name and rule of each, `named` where pandera gives no name."""
+    try:
+        schema.validate(found, lazy=True, inplace=True)
+    except SchemaErrors as errors:
+        return [
+            f"{case['column'] or named}: {_plain(case['error'])}"
+            for kind in errors.message.values()
+            for cases in kind.values()
+            for case in cases
+        ]
+    return []
+
+
+def _dataset_schema(schema: Schema) -> DatasetSchema:
     return DatasetSchema(
-        {name: _data_var(variable) for name, variable in schema.variables.items()},
+        dict.fromkeys(schema.variables),
         coords={dim: _coordinate(dim, labels) for dim, labels in schema.coordinates.items()},
         strict=True,
         strict_coords=True,
@@ -32,24 +56,12 @@ def dataset_schema(schema: Schema) -> DatasetSchema:
     )
 
 
-def check_dataset(dataset: xarray.Dataset, schema: Schema, name: str) -> None:
-    """Raise SchemaError when `dataset`, the artifact `name`, breaks `schema`: it names the variable and the rule."""
-    try:
-        dataset_schema(schema).validate(dataset, lazy=True)
-    except SchemaErrors as errors:
-        broken = [
-            f"{case['column'] or 'the dataset'}: {_plain(case['error'])}"
-            for kind in errors.message.values()
-            for cases in kind.values()
-            for case in cases
-        ]
-        raise SchemaError(f"{schema.artifact} {name} breaks its schema: {'; '.join(broken)}") from errors
-
-
-def _data_var(variable: Variable) -> DataVar:
+def _data_array_schema(name: str, variable: Variable) -> DataArraySchema:
     sizes = {dim: size for dim, size in zip(variable.dims, variable.shape, strict=True) if size is not None}
     checks = [Check(_holds(variable), name="values")] if variable.nbytes() <= SMALL else []
-    return DataVar(dtype=variable.dtype, dims=variable.dims, sizes=sizes, nullable=True, checks=checks)
+    return DataArraySchema(
+        dtype=variable.dtype, dims=variable.dims, sizes=sizes, nullable=True, checks=checks, name=name
+    )
 
 
 def _holds(variable: Variable) -> Callable[[xarray.DataArray], bool]:

@@ -1,7 +1,7 @@
 """What a stage promises to write, and the blocks in which it does: plain data, shared by stages and store.
 
-A `Schema` is JSON: a plan is made of them before anything runs, a record keeps the one that was promised, and
-`dataset_schema` turns it into the `pandera.xarray` schema that a committed artifact is held to.
+A `Schema` is JSON: a plan is made of them before anything runs, a record keeps the one that was promised, and a
+committed artifact is held to it by `pandera.xarray` (`pandera_schemas.check_dataset`).
 """
 
 from __future__ import annotations
