@@ -36,15 +36,18 @@ settings.load_profile("tokenflow")
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random diffusers folder of SD 1.x's structure with a 4× AutoencoderTiny. Read only: copy it to break it."""
+    """A random diffusers folder of SD 1.x's levels with a 4× AutoencoderTiny. Read only: copy it to break it.
+
+    It is run so often that its blocks have one layer each, where `kl_folder` has the two of the true structure.
+    """
     from tests.tiny.models import save_model
 
-    return save_model(tmp_path_factory.mktemp("models") / "tiny", vae="tiny")
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", vae="tiny", layers_per_block=1)
 
 
 @pytest.fixture(scope="session")
 def kl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with an 8× AutoencoderKL, as SD 1.5 has, and UNet levels of other widths."""
+    """SD 1.x's structure with an 8× AutoencoderKL, as SD 1.5 has, and UNet levels of other widths."""
     from tests.tiny.models import save_model
 
     return save_model(tmp_path_factory.mktemp("models") / "kl", vae="kl", block_out_channels=(16, 24, 32, 40))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.backbones.stable_diffusion import StableDiffusion
+from stages.backbones.stable_diffusion import Runtime, StableDiffusion, load
 from stages.diffusion.attention import (
     AveragedByAttention,
     ExtendedAttention,
@@ -199,23 +200,29 @@ def test_propagating_a_frame_onto_itself_is_the_joint_pass(backbone: StableDiffu
 # Which layers
 
 
-def test_layers_are_found_by_name_and_in_order_of_execution(backbone: StableDiffusion) -> None:
+@pytest.fixture(scope="module")
+def deep(kl_folder: Path) -> StableDiffusion:
+    """A model with as many layers as Stable Diffusion 1.x has."""
+    return load(str(kl_folder), Runtime())
+
+
+def test_layers_are_found_by_name_and_in_order_of_execution(deep: StableDiffusion) -> None:
     called: list[str] = []
     hooks = [
         module.register_forward_pre_hook(lambda module, inputs, name=name: called.append(name))
-        for name, module in backbone.unet.named_modules()
+        for name, module in deep.unet.named_modules()
         if name.endswith("attn1")
     ]
     with torch.inference_mode():
-        backbone.predict_noise(random(1, 4, 8, 10), 1, backbone.encode_text([""]))
+        deep.predict_noise(random(1, 4, 8, 10), 1, deep.encode_text([""]))
     for hook in hooks:
         hook.remove()
-    assert called == backbone.layers
+    assert called == deep.layers
     assert len(called) == 16
 
 
-def test_injected_layers_are_those_of_plug_and_play(backbone: StableDiffusion) -> None:
-    assert backbone.injected_layers == [
+def test_injected_layers_are_those_of_plug_and_play(deep: StableDiffusion) -> None:
+    assert deep.injected_layers == [
         f"up_blocks.{block}.attentions.{place}.transformer_blocks.0.attn1"
         for block, place in [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
     ]
