@@ -23,7 +23,7 @@ from tests.flows.runs import Executed
 from tests.test_cli import Done, Tf, refused
 
 BALL = Path(__file__).parents[2] / "examples" / "ball.mp4"
-LAYER = "up_blocks.3.attentions.2.transformer_blocks.0.attn1"
+LAYER = "up_blocks.3.attentions.1.transformer_blocks.0.attn1"
 
 
 @pytest.fixture
