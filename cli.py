@@ -1131,7 +1131,7 @@ def main_options(
 def main() -> None:
     """The `tf` command as a process of its own, which ends with it."""
     try:
-        command()
+        dispatch()
     except SystemExit as ended:
         if ended.code in (130, 143) and "prefect" in sys.modules:
             from flows.cancelling import leave
@@ -1140,7 +1140,7 @@ def main() -> None:
         raise
 
 
-def command() -> None:
+def dispatch() -> None:
     """What `tf` is asked for in `sys.argv`; its exit code is that of the `SystemExit` it raises."""
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("tf: %(message)s"))

@@ -53,7 +53,7 @@ class Tf:
         self.patch.setattr(sys, "argv", ["tf", *map(str, arguments)])
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.command()
+            cli.dispatch()
         captured = self.capsys.readouterr()
         code = left.value.code
         return Done(code if isinstance(code, int) else 0, captured.out, captured.err)

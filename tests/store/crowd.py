@@ -156,7 +156,7 @@ def readers_beside_gc(root: str, answers: Any) -> list[Any]:
             out = io.StringIO()
             try:
                 with contextlib.redirect_stdout(out):
-                    cli.command()
+                    cli.dispatch()
             except SystemExit as left:
                 codes.add(left.code or 0)
             removed += len(json.loads(out.getvalue())["removed"])
