@@ -210,11 +210,16 @@ def published(place: Place, key: ArtifactKey, schema: Schema, number: int) -> Pu
     return said if said and said.promise == promise(schema) else None
 
 
-def adopt(place: Place, draft: Draft) -> list[Published]:
-    """Have a draft take all its parts that were published; returns what their markers say."""
-    found = [match for name in place.list(folder_of(draft.key)) if (match := MARKER.fullmatch(name))]
-    taken = (adopt_part(place, draft, int(match[2])) for match in found)
-    return [said for said in taken if said]
+def lying(place: Place, key: ArtifactKey) -> list[str]:
+    """All files that lie there for an artifact, those of a worker which was killed before its marker included."""
+    return list(place.list(folder_of(key)))
+
+
+def adopt(place: Place, draft: Draft, names: Iterable[str]) -> None:
+    """Have a draft take all its parts whose markers are among the names."""
+    for name in names:
+        if match := MARKER.fullmatch(name):
+            adopt_part(place, draft, int(match[2]))
 
 
 def adopt_part(place: Place, draft: Draft, number: int) -> Published | None:
@@ -252,7 +257,7 @@ def _read(place: Place, name: str) -> Published | None:
 
 def clear(place: Place, key: ArtifactKey) -> None:
     """Remove all parts of an artifact: it is committed."""
-    remove(place, place.list(folder_of(key)))
+    remove(place, lying(place, key))
 
 
 def abandoned(place: Place, age: float, in_use: Callable[[str], bool]) -> list[tuple[str, int, list[str]]]:

@@ -113,7 +113,7 @@ class Store:
         raises    StorePlaceError when the store cannot be written or the disk is full; SchemaError as `Draft` says
         """
         from store.draft import Draft
-        from store.parts import adopt, clear
+        from store.parts import adopt, clear, lying
 
         draft = Draft(self.layout, key, schema)
         draft.found = self.find(key)
@@ -129,10 +129,11 @@ class Store:
                 return
             try:
                 draft.open()
-                gathered = adopt(self.parts_place(), draft)
+                left = lying(self.parts_place(), key)
+                adopt(self.parts_place(), draft, left)
                 yield draft
                 draft.commit()
-                if gathered or draft.gathers:
+                if left or draft.gathers:
                     clear(self.parts_place(), key)
             finally:
                 draft.close()

@@ -275,7 +275,7 @@ def test_workers_that_are_all_gone_are_one_sentence_and_the_next_run_goes_on(
     killing.join()
     result = run_edit(make_plan(clip, tiny_folder, store), tmp_path / "out.mp4", "direct")
     assert digests(store) == alone
-    assert not list((tmp_path / "store").glob("parts/*")), result
+    assert not store.parts_place().list("parts"), result
 
 
 # what needs no cluster

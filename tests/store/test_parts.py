@@ -123,6 +123,20 @@ def test_work_on_a_part_that_was_stopped_is_gone_on_with(machine: Callable[[str]
     assert not drafts(machine("one"))
 
 
+def test_what_a_worker_left_that_was_killed_before_its_marker_goes_with_the_commit(
+    machine: Callable[[str], Store],
+) -> None:
+    leave(machine("one"), 0)
+    place = machine("one").parts_place()
+    place.delete(f"{folder_of(KEY)}/0.json")
+    assert place.list("parts"), "files that no marker names"
+    with machine("parent").draft(KEY, SCHEMA) as draft:
+        assert draft.missing() == PARTS
+        for part in PARTS:
+            draft.write(part, [Block("values", (part.start, 0), values(part))])
+    assert not place.list("parts")
+
+
 def test_a_part_of_another_promise_is_none(machine: Callable[[str], Store]) -> None:
     shorter = SCHEMA.model_copy(update={"variables": {"values": FRAMES.model_copy(update={"shape": (9, 3)})}})
     leave(machine("one"), 0, shorter)
