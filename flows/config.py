@@ -79,6 +79,11 @@ def _edit_form(schema: dict[str, Any]) -> None:
     schema["properties"] = {name: fields[name] for name in order}
 
 
+def is_none(value: Any) -> bool:
+    """Whether what is said of an option that names a place is that there is none."""
+    return str(value) in ("", "none")
+
+
 class EditConfig(Frozen):
     """One video, one or more prompts, one model, and how the edit is made."""
 
@@ -216,8 +221,8 @@ class EditConfig(Frozen):
     @field_validator("mask", "mask_from", "decoder", mode="before")
     @classmethod
     def _none_where_empty(cls, value: Any) -> Any:
-        """An empty text is no place, where a path of nothing would be the folder one is in."""
-        return None if value == "" else value
+        """An empty text is no place, where a path of nothing would be the folder one is in; `none` says so aloud."""
+        return None if is_none(value) else value
 
     @model_validator(mode="before")
     @classmethod

@@ -177,8 +177,18 @@ def _folder(control: Control, model: Any, store: Store, allow_pickle: bool) -> P
     if path.is_file():
         return _unpacked(path, model, store)
     if is_hub_id(name):
-        return snapshot(name, ["config.json", f"{WEIGHTS}.safetensors", *(["*.bin"] if allow_pickle else [])])
+        return _downloaded(name, allow_pickle)
     raise InputError(f"no ControlNet {name!r}: it is no folder, no file and no hub id; give one of these (org/name)")
+
+
+def _downloaded(name: str, allow_pickle: bool) -> Path:
+    """The folder of a hub id; weights of half precision are fetched only where there are no others."""
+    from stages.backbones.folders import weights_of
+
+    folder = snapshot(name, ["config.json", f"{WEIGHTS}.safetensors", *(["*.bin"] if allow_pickle else [])])
+    if weights_of(folder)[1] or any(folder.glob("*.bin")):
+        return folder
+    return snapshot(name, ["config.json", f"{WEIGHTS}.fp16.safetensors"])
 
 
 def _unpacked(file: Path, model: Any, store: Store) -> Path:

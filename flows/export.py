@@ -21,6 +21,7 @@ from stages.media.sheets import contact_sheet, save_png
 from stages.media.transparency import with_alpha
 from stages.media.video import read_pictures, survey
 from store.artifact import Artifact
+from store.collect import is_run
 from store.errors import InputError
 from store.records import Record
 from store.schemas import Array, Schema
@@ -250,13 +251,28 @@ def video_sheet(videos: Sequence[Path], labels: Sequence[str], columns: int, fil
     save_png(contact_sheet(rows, columns=columns), file)
 
 
-def export_key(store: Store, prefix: str, file: Path, encoding: Encoding = DEFAULT) -> Written:
-    """Write the clip of a key as a video: an edit, or the decoded frames themselves; without sound."""
+def export_key(store: Store, named: str, file: Path, encoding: Encoding = DEFAULT) -> Written:
+    """Write the clip of a key, or of a run, as a video: an edit, or the decoded frames themselves; without sound.
+
+    named    the first digits of a key; the id of a run that made one edit, or 'latest'
+    raises   InputError where nothing, or more than one thing, is named so, or it was removed
+    """
     check_output(file, encoding=encoding)
-    record = store.resolve(prefix)
+    record = store.resolve(_only_edit(store, named) if is_run(named) else named)
     frames_record = ancestor(store, record, "decode_frames")
     with store.lease((record.hex, frames_record.hex)):
         return _exported(store, record, frames_record, file, encoding)
+
+
+def _only_edit(store: Store, run: str) -> str:
+    """The key of the edit that a run made."""
+    from .report import find_run
+
+    keys = [str(row["key"]) for row in find_run(store, run)["stages"] if row["stage"] == "propagate_tokens"]
+    if len(keys) != 1:
+        have = ", ".join(key[:12] for key in keys) or "none"
+        raise InputError(f"the run {run} made {len(keys)} edits; give the key of one: {have}")
+    return keys[0]
 
 
 def _exported(store: Store, record: Record, frames_record: Record, file: Path, encoding: Encoding) -> Written:

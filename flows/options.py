@@ -13,7 +13,16 @@ from typing import Any
 from store.errors import InputError
 from store.store import Store
 
-from .config import OF_PRESETS, EditConfig, RuntimeConfig, make_config, make_runtime, parse_bytes, parse_settings
+from .config import (
+    OF_PRESETS,
+    EditConfig,
+    RuntimeConfig,
+    is_none,
+    make_config,
+    make_runtime,
+    parse_bytes,
+    parse_settings,
+)
 from .controls import parse_controls
 from .presets import with_preset
 from .regions import Region
@@ -99,9 +108,12 @@ def renamed(options: Mapping[str, Any]) -> Options:
 def over(base: Mapping[str, Any], anew: Mapping[str, Any]) -> Options:
     """The options of `base` but for what is said anew.
 
-    A preset brings its own options, another editor has no old settings, and one mask takes the place of the other.
+    A preset brings its own options, another editor has no old settings, and one mask takes the place of the other; no
+    mask has no feather.
     """
     replaced = (OF_PRESETS if "preset" in anew else set()) | (MASKS if MASKS & anew.keys() else set())
+    if any(is_none(anew[name]) for name in MASKS & anew.keys()):
+        replaced |= {"mask_feather"}
     kept = {name: value for name, value in base.items() if name not in replaced}
     settings = dict(anew.get("editor_settings", {}))
     if anew.get("editor", base.get("editor", "pnp")) == base.get("editor", "pnp"):
@@ -149,7 +161,7 @@ def read_options(file: Path) -> Options:
         if name not in (*EDIT, *RUNTIME):
             raise InputError(f"--config {file}: no option {name!r}; have {', '.join((*EDIT, *RUNTIME))}")
     _check_shapes(file, options)
-    paths: Options = {name: file.parent / options[name] for name in PATHS if options.get(name)}
+    paths: Options = {name: file.parent / options[name] for name in PATHS if not is_none(options.get(name, ""))}
     paths |= {name: _beside(file, options[name]) for name in PLACES if name in options}
     if isinstance(options.get("model"), str):
         paths["model"] = _model_beside(file, options["model"])

@@ -107,6 +107,8 @@ class Plan:
         self.given = known.given
         self.model: ModelFiles = find_model(config.model, store, runtime.allow_pickle, adapters_of(config))
         self.decoder = find_decoder(config.decoder, self.model, store) if config.decoder else None
+        if config.mask_feather is not None and not (config.mask or config.mask_from or config.regions):
+            self.notes.append("--mask-feather shows nowhere: there is no --mask, --mask-from or --region")
         if self.decoder:
             self.notes.append(
                 f"the clip is decoded by the {self.decoder.kind} of --decoder; keyframes on their own, as tf preview "

@@ -386,6 +386,12 @@ def test_what_is_in_the_store_can_be_listed_shown_and_exported(tf: Tf) -> None:
     exported = tf("export", keys["propagate_tokens"][:10], "-o", "again.mp4", "--json")
     assert (exported.code, exported.err) == (0, "")
     assert (exported.json["file"], exported.json["frames"], exported.json["fps"]) == ("again.mp4", 7, "25")
+    of_run = tf("export", "latest", "-o", "of-run.mp4")
+    assert (of_run.code, of_run.err) == (0, "")
+    assert Path("of-run.mp4").read_bytes() == Path("again.mp4").read_bytes()
+    two = [{"stage": "propagate_tokens", "key": digit * 64} for digit in "ab"]
+    many = Store(Path("store")).save_run({"command": "run", "stages": two})
+    refused(tf("export", many, "-o", "no.mp4"), f"the run {many} made 2 edits; give the key of one")
     refused(tf("export", keys["match_tokens"][:10], "-o", "no.mp4"), "is no video; export a propagate_tokens")
     refused(tf("export", keys["propagate_tokens"][:10], "-o", "x.avi"), "end its name in")
     shared = tf("export", keys["propagate_tokens"][:10], "-o", "x.gif", "--quality", "40", "--json").json

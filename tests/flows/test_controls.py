@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows import controls
 from flows.command_line import run_command
 from flows.config import make_config
 from flows.controls import Control, parse_controls
@@ -260,6 +262,32 @@ def test_a_single_file_is_taken_as_the_folder_is(
     file.write_bytes(b"x" * 100)
     with pytest.raises(InputError, match="cannot be read as a ControlNet"):
         plan(**changed(asked, model=str(file)))
+
+
+def test_half_precision_is_asked_of_the_hub_where_there_is_nothing_else(
+    plan: Plans, asked: dict[str, Any], control_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that has what is in a folder, and gives what is asked of it."""
+    on_hub, here = tmp_path / "hub", tmp_path / "here"
+    shutil.copytree(control_folder, on_hub)
+    here.mkdir()
+
+    def snapshot(name: str, wanted: list[str]) -> Path:
+        for file in on_hub.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in wanted):
+                shutil.copy(file, here)
+        return here
+
+    monkeypatch.setattr(controls, "snapshot", snapshot)
+    weights = "diffusion_pytorch_model.safetensors"
+    half = weights.replace(".", ".fp16.", 1)
+    shutil.copy(on_hub / weights, on_hub / half)
+    assert plan(**changed(asked, model="some/controlnet")).controls.files[0].folder == here
+    assert sorted(path.name for path in here.iterdir()) == ["config.json", weights], "not both"
+    for lost in (on_hub / weights, here / weights):
+        lost.unlink()
+    assert plan(**changed(asked, model="some/controlnet")).controls.files[0].folder == here
+    assert sorted(path.name for path in here.iterdir()) == ["config.json", half]
 
 
 def test_what_is_no_fitting_controlnet_is_one_sentence(

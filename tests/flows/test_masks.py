@@ -58,6 +58,14 @@ def test_a_mask_is_named_by_its_bytes_not_by_its_path(plan: Plans, tmp_path: Pat
     assert plan().nodes[-1].key != one
 
 
+def test_a_feather_of_no_mask_is_said_to_show_nowhere(plan: Plans, tmp_path: Path) -> None:
+    said = "--mask-feather shows nowhere: there is no --mask, --mask-from or --region"
+    drawn(tmp_path / "mask.png")
+    assert said in plan(mask_feather=3).notes
+    for mask in ({"mask": tmp_path / "mask.png"}, {"regions": (f"{tmp_path / 'mask.png'}=a ball",)}):
+        assert said not in plan(**mask, mask_feather=3).notes
+
+
 def test_pictures_are_kept_where_there_is_a_mask_and_no_other_key_knows_of_it(plan: Plans, tmp_path: Path) -> None:
     keyframes, _ = plan(mask=drawn(tmp_path / "mask.png")).edits[0]
     for name in ("pictures_kept", "border_edited"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.config import EditConfig, RuntimeConfig, make_config
-from flows.options import given_of, options_of, over, read_options, renamed
+from flows.options import Options, config_of, given_of, options_of, over, read_options, renamed
 from store.errors import InputError
 from tests.test_cli import Tf, made, refused, tf  # noqa: F401 (fixtures)
 
@@ -150,6 +150,18 @@ def test_the_names_of_the_command_line_are_understood_too() -> None:
     for twice in ({"prompt": "a", "prompts": ["b"]}, {"mask_from": "sam:m@0,0", "keep_background": "a"}):
         with pytest.raises(InputError, match="by another name; say one of them"):
             renamed(twice)
+
+
+@pytest.mark.parametrize("said", [{"mask": Path("none")}, {"mask_from": "none"}, {"mask": ""}])
+def test_a_mask_can_be_left_out_of_what_an_earlier_run_was_asked(said: Options, tmp_path: Path) -> None:
+    asked: Options = {"video": "clip.mp4", "prompts": ["one"], "mask": "m.png", "mask_feather": 3, "decoder": "folder"}
+    config = config_of(over(asked, said))
+    assert (config.mask, config.mask_from, config.mask_feather) == (None, None, None)
+    assert config.decoder is not None
+    assert config_of(over(asked, {"decoder": Path("none")})).decoder is None
+    file = tmp_path / "options.toml"
+    file.write_text('mask = "none"\n')
+    assert config_of(over(asked, read_options(file))).mask is None
 
 
 def test_one_mask_takes_the_place_of_the_other() -> None:
