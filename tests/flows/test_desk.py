@@ -96,7 +96,7 @@ def test_a_run_without_an_output_has_a_page_that_links_its_report_and_clip(
     addresses = [part.split(")")[0] for part in page.split("](") if part.startswith("http://127.0.0.1")]
     assert [address.rpartition(".")[2] for address in addresses] == ["html", "mp4"]
     for address in addresses:
-        assert len(urllib.request.urlopen(address, timeout=10).read()) > 1000
+        assert len(urllib.request.urlopen(address, timeout=60).read()) > 1000
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(addresses[0].rpartition("/")[0] + "/", timeout=10)
 
