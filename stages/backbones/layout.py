@@ -138,10 +138,15 @@ def _layout(configs_json: str, width: int, height: int) -> ModelLayout:
 
 def forward_flops(config: Any, size: tuple[int, int]) -> int:
     """Floating-point operations of one UNet pass over one frame of `size` latent pixels (height, width)."""
+    return _forward_flops(json.dumps(config), size)
+
+
+@lru_cache(maxsize=8)
+def _forward_flops(config: str, size: tuple[int, int]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        _trace(_on_meta(config), size)
+        _trace(_on_meta(json.loads(config)), size)
     return int(counter.get_total_flops())
 
 
