@@ -8,14 +8,15 @@ export OMP_WAIT_POLICY := PASSIVE
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m compileall -qq -j 0 "$(CURDIR)/.venv/lib" || true  # on all cores, where pip would use one
 	touch $@
 
 demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
-# In four parts side by side: two of them mostly wait for servers and workers.
+# In five parts side by side: two of them mostly wait for servers and workers.
 named = $(addprefix tests/flows/test_,$(addsuffix .py,$(1)))
 DESK := $(call named,browser deploy desk forms)
 SERVED := $(call named,hands prefect spread watching)
@@ -23,8 +24,9 @@ test: .venv/installed
 	$(BIN)/python -m pytest $(DESK) & desk=$$!; \
 	$(BIN)/python -m pytest $(SERVED) & served=$$!; \
 	$(BIN)/python -m pytest tests/flows $(addprefix --ignore=,$(DESK) $(SERVED)) & flows=$$!; \
-	$(BIN)/python -m pytest --ignore=tests/flows; failed=$$?; \
-	for part in $$desk $$served $$flows; do wait $$part || failed=$$?; done; exit $$failed
+	$(BIN)/python -m pytest tests/stages tests/pocket & stages=$$!; \
+	$(BIN)/python -m pytest $(addprefix --ignore=tests/,flows stages pocket); failed=$$?; \
+	for part in $$desk $$served $$flows $$stages; do wait $$part || failed=$$?; done; exit $$failed
 
 check: .venv/installed
 	$(BIN)/ruff check .
