@@ -389,8 +389,10 @@ def test_what_is_in_the_store_can_be_listed_shown_and_exported(tf: Tf) -> None:
     of_run = tf("export", "latest", "-o", "of-run.mp4")
     assert (of_run.code, of_run.err) == (0, "")
     assert Path("of-run.mp4").read_bytes() == Path("again.mp4").read_bytes()
-    two = [{"stage": "propagate_tokens", "key": digit * 64} for digit in "ab"]
-    many = Store(Path("store")).save_run({"command": "run", "stages": two})
+    store = Store(Path("store"))
+    of_two = store.runs()[0]
+    of_two["stages"] += [{**row, "key": "a" * 64} for row in of_two["stages"] if row["stage"] == "propagate_tokens"]
+    many = store.save_run({name: value for name, value in of_two.items() if name != "id"})
     refused(tf("export", many, "-o", "no.mp4"), f"the run {many} made 2 edits; give the key of one")
     refused(tf("export", keys["match_tokens"][:10], "-o", "no.mp4"), "is no video; export a propagate_tokens")
     refused(tf("export", keys["propagate_tokens"][:10], "-o", "x.avi"), "end its name in")
