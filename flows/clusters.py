@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -21,7 +21,9 @@ WORKERS_HERE = 2
 SECONDS_TO_ANSWER = 5.0
 SECONDS_WITHOUT_WORKERS = 30.0  # after which they do not come any more
 SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_TO_GATHER = 60.0  # what has come of a part that is done
 KEPT = "finished parts are kept, and the next run goes on from there"
+GONE = f"the Dask scheduler is gone, or has dropped this run's parts; {KEPT}"
 
 Futures = Collection[PrefectFuture[Any]]
 
@@ -46,8 +48,11 @@ class Cluster(Protocol):
     def finished(self, futures: Futures) -> list[PrefectFuture[Any]]:
         """Those of the futures that are done, as soon as there is one; none after a little while."""
 
-    def state(self, future: PrefectFuture[Any]) -> State[Any]:
-        """How a finished task run ended; EngineError where the cluster lost it."""
+    def state(self, future: PrefectFuture[Any]) -> State[Any] | None:
+        """How a finished task run ended; None where its worker went away with that, and it is done again.
+
+        raises   EngineError where the cluster lost it
+        """
 
     def cancel(self, futures: Futures) -> None:
         """Do not begin what has not begun."""
@@ -93,6 +98,8 @@ class Watch:
 
 class DaskWorkers:
     """A Dask cluster: the scheduler at an address, or one here for this run alone."""
+
+    UNDER_WAY = ("pending", "lost")
 
     def __init__(self, runtime: RuntimeConfig, stack: ExitStack) -> None:
         import distributed
@@ -144,23 +151,35 @@ class DaskWorkers:
         theirs: dict[Any, Any] = {future.wrapped_future: future for future in futures}  # type: ignore[attr-defined]
         deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
-            ended = [one for one in theirs if one.status != "pending"]  # known here: the scheduler tells
+            ended = [one for one in theirs if one.status not in self.UNDER_WAY]  # known here: the scheduler tells
             if ended:
                 return [theirs[one] for one in ended]
             time.sleep(0.02)
         return []
 
-    def state(self, future: Any) -> State[Any]:
+    def state(self, future: Any) -> State[Any] | None:
         """As `Cluster.state`."""
+        deadline = time.monotonic() + SECONDS_TO_GATHER
+        while time.monotonic() < deadline:
+            with suppress(self._dask.TimeoutError):
+                return self._result(future.wrapped_future)
+            if future.wrapped_future.status in self.UNDER_WAY:
+                return None
+        raise EngineError(GONE)
+
+    def _result(self, one: Any) -> State[Any]:
+        """What the workers give, asked for one second; EngineError where they have nothing."""
         try:
-            state: State[Any] = future.wrapped_future.result(timeout=60)
+            state: State[Any] = one.result(timeout=1)
+        except self._dask.TimeoutError:
+            raise
         except self._dask.scheduler.KilledWorker as error:
             raise EngineError(
                 f"one part took {error.allowed_failures + 1} workers with it, one after the other: they may lack "
                 f"memory, see their logs; {KEPT}"
             ) from None
-        except (self._dask.CancelledError, self._dask.TimeoutError):
-            raise EngineError(f"the Dask scheduler is gone, or has dropped this run's parts; {KEPT}") from None
+        except self._dask.CancelledError:
+            raise EngineError(GONE) from None
         except Exception as error:
             raise _unable(error) from None
         return state
@@ -214,10 +233,12 @@ class RayWorkers:
         ended, _ = self._ray.wait(list(theirs), num_returns=1, timeout=0.5)
         return [theirs[one] for one in ended]
 
-    def state(self, future: Any) -> State[Any]:
+    def state(self, future: Any) -> State[Any] | None:
         """As `Cluster.state`."""
         try:
-            state: State[Any] = self._ray.get(future.wrapped_future, timeout=60)
+            state: State[Any] = self._ray.get(future.wrapped_future, timeout=SECONDS_TO_ANSWER)
+        except self._ray.exceptions.GetTimeoutError:
+            return None
         except Exception as error:
             raise _unable(error) from None
         return state

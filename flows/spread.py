@@ -105,8 +105,11 @@ class SpreadEngine(PrefectEngine):
         try:
             while waiting:
                 for future in self.there.finished(waiting):
+                    state = self.there.state(future)
+                    if state is None:
+                        continue
                     part, tries = waiting.pop(future)
-                    if not self._gathered(node, part, self.there.state(future)):
+                    if not self._gathered(node, part, state):
                         if tries == TRIES:
                             raise EngineError(f"what {self._title(node, part)} gave is lost again and again; run again")
                         waiting[self._submit(node, part)] = part, tries + 1

@@ -33,7 +33,7 @@ from stages.diffusion.checks import NonFiniteLatents
 from store.errors import InputError, StoreError, TokenflowError
 from store.parts import adopt_part
 from store.store import Store
-from tests.flows.server import free_port, last_flow_run, task_runs, wait_for
+from tests.flows.server import PATIENCE, free_port, last_flow_run, task_runs, wait_for
 from tests.flows.test_prefect import broken_model
 from tests.stages.clips import write_clip
 from tests.store.places import new_bucket, s3_server, use_s3
@@ -253,6 +253,32 @@ def test_what_a_worker_fails_at_is_the_same_sentence_with_its_name(
     assert run.state.is_failed()
     failed = [each for each in task_runs(run, 3) if each.state.is_failed()]
     assert {each.run_count for each in failed} == {1}, "bad input is not tried again"
+
+
+def test_workers_that_die_with_what_they_gave_cost_no_run(
+    api: str, workers: Workers, clip: Path, tiny_folder: Path, alone: dict[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Killed when a part is known to be done, before it is asked how that ended; others come."""
+    asked: list[Any] = []
+    ask = clusters.DaskWorkers.state
+
+    def state(there: clusters.DaskWorkers, future: Any) -> Any:
+        if asked:
+            return ask(there, future)
+        for worker in workers.alive:
+            worker.kill()
+        wait_for(lambda: not there.workers(), "the scheduler does not see them go")
+        asked.append(ask(there, future))
+        workers.add()
+        return asked[0]
+
+    monkeypatch.setattr(clusters, "SECONDS_WITHOUT_WORKERS", float(PATIENCE))
+    monkeypatch.setattr(clusters.DaskWorkers, "state", state)
+    store = Store(tmp_path / "store")
+    spread(make_plan(clip, tiny_folder, store, runner="dask", address=workers.two().address), tmp_path / "out.mp4")
+    assert asked == [None], "it is not waited for as if it were there"
+    assert digests(store) == alone
 
 
 def test_workers_that_are_all_gone_are_one_sentence_and_the_next_run_goes_on(
