@@ -168,9 +168,9 @@ class DaskWorkers:
         raise EngineError(GONE)
 
     def _result(self, one: Any) -> State[Any]:
-        """What the workers give, asked for one second; EngineError where they have nothing."""
+        """What the workers give; TimeoutError where it takes long, EngineError where they have nothing."""
         try:
-            state: State[Any] = one.result(timeout=1)
+            state: State[Any] = one.result(timeout=SECONDS_TO_ANSWER)
         except self._dask.TimeoutError:
             raise
         except self._dask.scheduler.KilledWorker as error:

@@ -186,7 +186,7 @@ def _downloaded(name: str, allow_pickle: bool) -> Path:
     from stages.backbones.folders import weights_of
 
     folder = snapshot(name, ["config.json", f"{WEIGHTS}.safetensors", *(["*.bin"] if allow_pickle else [])])
-    if weights_of(folder)[1] or any(folder.glob("*.bin")):
+    if weights_of(folder)[1] or (allow_pickle and any(folder.glob("*.bin"))):
         return folder
     return snapshot(name, ["config.json", f"{WEIGHTS}.fp16.safetensors"])
 
