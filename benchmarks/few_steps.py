@@ -1,6 +1,6 @@
 """Few steps: a latent consistency model, or a LoRA of one, against the model that it was distilled from.
 
-    python -m pocket.train_consistency --run RUN --out RUN/model                     # distils pocket; a quarter hour
+    python -m pocket.train_consistency --run RUN --out RUN/model                     # distils pocket; some five minutes
     python -m pocket.train_consistency --run RUN2 --out RUN2/lora --rank 8 --guidance 3 3
     python -m benchmarks.few_steps --lcm RUN/model --lora RUN2/lora/pytorch_lora_weights.safetensors --store DIR \\
         -o benchmarks/results/few-steps.csv --sheet PICTURE.png
