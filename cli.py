@@ -1,5 +1,6 @@
 """tf: edit videos with text, and look after what was computed. Heavy imports happen inside the commands."""
 
+import atexit
 import inspect
 import json
 import logging
@@ -7,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -1130,14 +1132,31 @@ def main_options(
 
 def main() -> None:
     """The `tf` command as a process of its own, which ends with it."""
+    codes: list[int] = []
+    atexit.register(_end, codes)  # the first that is registered is the last that is called
     try:
         dispatch()
     except SystemExit as ended:
+        codes.append(ended.code)  # type: ignore[arg-type]  # `dispatch` gives no other
         if ended.code in (130, 143) and "prefect" in sys.modules:
             from flows.cancelling import leave
 
             leave(ended.code)
         raise
+
+
+def _end(codes: list[int]) -> None:
+    """End this process with the command's code, now that all who asked to be told of its end were told.
+
+    Differs from an ordinary end: at that, Python ends the threads that nobody waits for wherever they are, and one
+    that is in torch at the time, as when it loads a model that is not needed any more, takes the process with it.
+    """
+    logging.shutdown()
+    with suppress(OSError, ValueError):  # of a stream that takes no more: the ordinary end says so
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for code in codes:
+            os._exit(code)
 
 
 def dispatch() -> None:

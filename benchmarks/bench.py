@@ -125,7 +125,7 @@ import json, sys
 sys.argv = ["tf", *sys.argv[1:]]
 import cli
 try:
-    cli.main()
+    cli.dispatch()
 except SystemExit as done:
     assert not done.code, done.code
 assert not any(name.startswith(("diffusers", "transformers")) for name in sys.modules), "the model was loaded"

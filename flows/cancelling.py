@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import logging
 import os
 import queue
@@ -22,7 +23,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.engine import SECONDS_TO_ANSWER, answers
+from flows.engine import SECONDS_TO_ANSWER, answers, loaded
 from store.errors import Terminated
 
 SECONDS_BETWEEN_LOOKS = 3  # at whether the run is to be cancelled
@@ -163,8 +164,9 @@ def leave(code: int) -> None:
     """End this process with `code`: now, where its end would wait for a server that is away, else soon in any case.
 
     Differs from an ordinary end: at that, Prefect tries for ten seconds to send each event of the run once more, and
-    waits for its threads, whatever an interrupt has left them in.
+    waits for its threads, whatever an interrupt has left them in; and a model that still loads is waited for.
     """
+    atexit.unregister(loaded)
     if _server_is_away():
         _exit(code)
     ending = threading.Timer(SECONDS_TO_LEAVE, _exit, [code])

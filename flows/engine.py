@@ -6,6 +6,7 @@ server on this machine's usual port, else an ephemeral one that starts while the
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import os
@@ -30,6 +31,7 @@ Wanted = Literal["auto", "prefect", "direct"]
 Chosen = Literal["prefect", "direct"]
 
 LOCAL_API = ("127.0.0.1", 4200, "/api")
+LOADING = "load model"  # the name of a thread
 SECONDS_TO_ANSWER = 10  # of a server: one that is there, and busy, is not taken for one that is not
 SECONDS_WITHOUT_SIGN = 120  # of life, after which a run counts for dead: four heartbeats
 DEFAULTS = {  # of Prefect's settings, where the user has none of their own
@@ -298,4 +300,12 @@ def preload(session: Session) -> None:
         with suppress(Exception):
             _ = session.backbone
 
-    threading.Thread(target=load, name="load model", daemon=True).start()
+    threading.Thread(target=load, name=LOADING, daemon=True).start()
+    atexit.register(loaded)
+
+
+def loaded() -> None:
+    """Wait for models that are being loaded: an end of Python that meets a thread within torch aborts the process."""
+    for thread in threading.enumerate():
+        if thread.name == LOADING:
+            thread.join()

@@ -293,6 +293,48 @@ def test_an_interrupted_command_ends_whatever_its_threads_wait_for(tmp_path: Pat
     assert done.returncode == 130
 
 
+@pytest.mark.parametrize(
+    ("program", "seconds", "code"),
+    [
+        ("cli.dispatch = lambda: work() or sys.exit(130)\ncli.main()", PATIENCE, 130),
+        ("cli.dispatch = lambda: work() or sys.exit(0)\ncli.main()", 5, 0),
+        ("work()", 5, 0),
+    ],
+    ids=["an interrupted command", "a command", "a program that uses this package"],
+)
+def test_a_process_that_ends_while_a_model_loads_is_not_aborted(
+    tmp_path: Path, program: str, seconds: float, code: int
+) -> None:
+    """Nor is what loads waited for, where the user has said that it is to end."""
+    loading = f"""
+        import sys, time
+        import torch
+        import cli
+        from flows import cancelling, engine
+
+        begun = []
+
+        class Session:
+            @property
+            def backbone(self):
+                end, picture = time.monotonic() + {seconds}, torch.ones(1, 4, 64, 64)
+                while time.monotonic() < end:
+                    torch.nn.functional.conv2d(picture, torch.ones(4, 4, 3, 3))
+                    begun.append(True)
+
+        def work():
+            engine.preload(Session())
+            while not begun:
+                time.sleep(0.01)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{textwrap.dedent(loading)}\n{program}"], cwd=ROOT, timeout=PATIENCE, check=False,
+        capture_output=True, text=True, env={**environment, "PREFECT_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, "")
+
+
 def test_an_api_that_does_not_answer_is_named(
     api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
