@@ -83,11 +83,20 @@ def small_model(folder: Path) -> Path:
 
 def preload(model: Path) -> None:
     """Do once what every run does before it computes: import, and trace the model. No thread is started."""
-    import importlib
-
     import torch
 
     from stages.backbones.layout import geometry, layout, read_configs
+
+    import_all()
+    torch.set_num_threads(1)
+    geometry(read_configs(model))
+    layout(read_configs(model), 32, 32)
+    shorter_parts()
+
+
+def import_all() -> None:
+    """Import what a run imports at one time or another, for the children that are forked later."""
+    import importlib
 
     for name in (
         "cli", "flows.run", "flows.plan", "flows.terminal", "flows.runtime", "flows.edit", "flows.prepare",
@@ -100,10 +109,6 @@ def preload(model: Path) -> None:
         "diffusers.models.unets.unet_2d_condition", "diffusers.schedulers.scheduling_unipc_multistep",
     ):  # fmt: skip
         importlib.import_module(name)
-    torch.set_num_threads(1)
-    geometry(read_configs(model))
-    layout(read_configs(model), 32, 32)
-    shorter_parts()
 
 
 def shorter_parts() -> None:

@@ -24,6 +24,7 @@ from flows.tasks import Progress
 from stages import match_tokens, propagate_tokens
 from stages.backbones.stable_diffusion import StableDiffusion
 from store.store import Store
+from tests.faults.kill_loop import import_all
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def killed_run(plan: dict[str, Any], preview: bool, event: int) -> None:
 
 
 def main() -> None:
-    """Children are forked before any model is loaded, so that what is slow to import is imported once."""
+    """Children are forked before any model is loaded; what is slow to import is imported once."""
+    import_all()
     for line in sys.stdin:
         asked = json.loads(line)
         child = os.fork()
