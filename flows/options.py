@@ -132,8 +132,11 @@ def completed(
     """The command line's values with those of --like and of --config where it says nothing.
 
     said     names of the options that were really given: they win
-    raises   InputError for a file or a run that cannot be used, and where no video is named at all
+    raises   InputError for a file or a run that cannot be used, for a mask that is said in two ways, and where no video
+             is named at all
     """
+    if {"keep_background", "mask_from"} <= said:
+        raise InputError("--keep-background is short for --mask-from cross-attention:WORD; leave one of them out")
     anew = options_of({name: value for name, value in given.items() if name in said})
     asked = layered(anew, given["config"], given["like"], lambda: open_store(given["store"]))
     found = {**given, **given_of(asked)}
