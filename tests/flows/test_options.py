@@ -97,7 +97,7 @@ def test_a_file_in_another_encoding_is_one_sentence_and_a_mark_before_the_text_i
     file.write_bytes('steps = 2\nprompts = ["a ball"]'.encode("utf-8-sig"))
     assert read_options(file) == {"steps": 2, "prompts": ["a ball"]}
     file.write_bytes('prompts = ["ein grüner Ball"]'.encode("latin-1"))
-    with pytest.raises(InputError, match="edit.toml is no text in UTF-8; give a .toml file of options, saved as such"):
+    with pytest.raises(InputError, match="is no text in UTF-8; give a"):
         read_options(file)
 
 
