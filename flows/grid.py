@@ -148,6 +148,8 @@ def with_choice(options: Options, choice: Choice) -> Options:
     own = {name.partition(".")[2]: value for name, value in choice.items() if "." in name}
     anew = {name: _repeated(value) if name in REPEATED else value for name, value in choice.items() if "." not in name}
     controls = {"controls": options["controls"]} if editor == "controlnet" and "controls" in options else {}
+    if "editor" in choice and not controls:  # those of the one editor of several that has a use for them
+        options = {name: value for name, value in options.items() if name != "controls"}
     preset = {"preset": anew.pop("preset")} if "preset" in anew else {}  # what was said beside the grid stays
     return {**over(options, {**anew, "editor_settings": own}), **controls, **preset}
 
@@ -189,6 +191,8 @@ def combine(
     raises   InputError, naming the combination, where one cannot be used, and where they are too many
     """
     asked, tried = list(dict.fromkeys(prompts)), choices(axes, str(options.get("editor", "pnp")))
+    if options.get("controls") and "controlnet" not in {options.get("editor"), *(each.get("editor") for each in tried)}:
+        raise InputError("--control is of --editor controlnet, which no edit has; add controlnet to --grid editor")
     if not asked:
         raise InputError("there is no prompt: give a file of them with --prompts FILE, or --prompt TEXT")
     if len(asked) * len(tried) > MOST_EDITS:

@@ -59,10 +59,13 @@ def options_of(given: Mapping[str, Any]) -> Options:
     """The same from values as the command line names them, where None is not said.
 
     Controls that a file or a run said come as they are, under their own name: a text cannot hold all of them.
+    raises   InputError where one cannot be read, or a mask is said in two ways
     """
     options = {name: given.get(GIVEN_AS.get(name, name)) for name in (*EDIT, *RUNTIME)}
     if word := given.get("keep_background"):
-        options["mask_from"] = options["mask_from"] or f"cross-attention:{word}"
+        if options["mask_from"] not in (None, said := f"cross-attention:{word}"):
+            raise InputError(f"--keep-background is short for --mask-from {said}; leave one of them out")
+        options["mask_from"] = said
     if options["controls"] is None and (given.get("control") or given.get("control_video")):
         thresholds = given.get("canny_thresholds") or CANNY_THRESHOLDS
         options["controls"] = parse_controls(given.get("control") or (), given.get("control_video") or (), thresholds)

@@ -97,9 +97,9 @@ class Plan:
     def __init__(
         self, config: EditConfig, runtime: RuntimeConfig, store: Store, video: KnownVideo | None = None
     ) -> None:
+        self.notes: list[str] = []
         self.config, self.runtime, self.store = self._scheduled(config), runtime, store
         config = self.config
-        self.notes: list[str] = []
         self._found: dict[str, Artifact] = {}
         known = video or KnownVideo.of(config.video, store)
         self.video, self.video_key = known.info, known.key
@@ -146,6 +146,10 @@ class Plan:
         self.layout: ModelLayout = traced.model_copy(update={"schedule": spaced})
         self.timesteps = timesteps(self.layout.schedule, config.steps)
         self._check_steps()
+        advised = self.model.advice.guidance_scale
+        self.guidance_scale = next(
+            scale for scale in (config.guidance_scale, advised, GUIDANCE_SCALE) if scale is not None
+        )
         self._check_guidance()
         start, stop, step = parse_frames(config.frames, self.video.frames) if config.frames else (0, None, 1)
         if config.fps is not None:
@@ -173,6 +177,8 @@ class Plan:
             ),
             {"video": self.video_key},
         )
+        if self.encoding.source_rate and self.decode.spec.step == 1 and self.decode.spec.fps is None:
+            self.notes.append("--source-rate shows nowhere: no frame is left out, as --fps would have it")
         self.taken = self._taken()
         self.invert = self._node(
             "invert_frames",
@@ -208,10 +214,6 @@ class Plan:
         recipe = mask_recipe(self, geometry.multiple // 2)
         self.mask = self._node(*recipe) if recipe else None
         self.regions = RegionPlan(self, known.region_keys or region_keys(config, store), geometry.multiple)
-        advised = self.model.advice.guidance_scale
-        self.guidance_scale = next(
-            scale for scale in (config.guidance_scale, advised, GUIDANCE_SCALE) if scale is not None
-        )
         editor = editors.choose(config.editor, self._editor_settings())
         self.noise = self._noise()
         self.controls = ControlPlan(self)
@@ -614,7 +616,14 @@ class Plan:
         """The config with what its editor decides itself; an unknown editor is refused later, with its settings."""
         if config.editor not in editors.names():
             return config
-        return config.model_copy(update=dict(editors.schedule(config.editor)))
+        decided = dict(editors.schedule(config.editor))
+        asked = {name: getattr(config, name) for name in decided}
+        self.notes += [
+            f"--{name.replace('_', '-')} {value} shows nowhere: --editor {config.editor} decides it"
+            for name, value in asked.items()
+            if value not in (decided[name], EditConfig.model_fields[name].default)
+        ]
+        return config.model_copy(update=decided)
 
     def _editor_settings(self) -> dict[str, Any]:
         advised = self.model.advice.editors.get(editors.base(self.config.editor), {})
@@ -637,6 +646,8 @@ class Plan:
             raise InputError(
                 f"this model takes the guidance scale itself and has no unconditional branch: leave out {asked[0]}"
             )
+        if self.guidance_scale == 1 and asked:
+            self.notes += [f"{option} shows nowhere: a guidance scale of 1 is no guidance" for option in asked]
 
     def _check_steps(self) -> None:
         config, trained = self.config, self.layout.schedule.num_train_timesteps

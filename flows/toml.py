@@ -16,10 +16,12 @@ def read_toml(file: Path, name: str, way_out: str) -> dict[str, Any]:
     way_out   what to give where there is no such file
     """
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8-sig"))  # some editors write a mark before the first letter
     except FileNotFoundError:
         raise InputError(f"{name} {file} is not there; give {way_out}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} {file} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name} {file} is no text in UTF-8; give {way_out}, saved as such") from None
+    except OSError as error:
+        raise InputError(f"{name} {file} cannot be read: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name} {file} is not valid TOML: {error}") from None

@@ -207,7 +207,7 @@ class Store:
             reason = fault(self.layout, own)
             return Explanation(reason=reason, nearest=own.hex) if reason else None
         kept = self._kept_parts(key)
-        near = self._nearest(key)
+        near = self._nearest(key, upstream or {})
         differences = self._differences(near.recipe, key, upstream or {}) if near else ()
         reasons = [f"interrupted, {kept} finished parts are kept"] if kept else []
         if not kept and self._keeps_scratch(key):
@@ -525,18 +525,41 @@ class Store:
         scratch = self.layout.draft(key.stage, key.hex) / "scratch"
         return scratch.is_dir() and any(scratch.iterdir())
 
-    def _nearest(self, key: ArtifactKey) -> Record | None:
-        """The record of the same stage with the fewest differences, the newest of equals.
+    def _nearest(self, key: ArtifactKey, upstream: Mapping[str, ArtifactKey]) -> Record | None:
+        """The record of the same stage with the fewest differences; of equals that whose inputs have, then the newest.
 
         Looked for among the newest; a damaged record is near to nothing.
         """
         paths = sorted(self.layout.records(key.stage).glob("[0-9a-f]*.json"), key=_changed, reverse=True)
-        summaries = self._index(key.stage).summaries(paths[:RECORDS_COMPARED], [])
-        ranked = [(-len(_unlike(each.recipe, key)), each.created, each.hex) for each in summaries]
-        for _, _, digits in sorted(ranked, reverse=True):
+        found = [*self._index(key.stage).summaries(paths[:RECORDS_COMPARED], [])]
+        own = {each.hex: len(_unlike(each.recipe, key)) for each in found}
+        least = min(own.values(), default=0)
+        ranked = [
+            (-own[each.hex], -self._distance(each.recipe, key, upstream, set()) if own[each.hex] == least else 0,
+             each.created, each.hex)
+            for each in found
+        ]  # fmt: skip
+        for *_, digits in sorted(ranked, reverse=True):
             with suppress(StoreError):
                 return self._record(digits)
         return None
+
+    def _distance(
+        self, old: ArtifactKey, new: ArtifactKey, upstream: Mapping[str, ArtifactKey], seen: set[tuple[str, str]]
+    ) -> int:
+        """How many differences there are in two recipes and all they are made from, each pair of inputs once."""
+        count = 0
+        for where, before, after in _unlike(old, new):
+            above, planned = None, upstream.get(str(after)) if where.startswith("input ") else None
+            if planned and is_key(str(before)):
+                record = self.layout.record(planned.stage, before)
+                above = next(self._index(planned.stage).summaries([record], []), None)
+            if planned is None or above is None:
+                count += 1
+            elif (before, after) not in seen:
+                seen.add((before, after))
+                count += self._distance(above.recipe, planned, upstream, seen)
+        return count
 
     def _differences(
         self,

@@ -85,6 +85,22 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tf: Tf, text: str, says: str
     refused(tf("plan", "--config", "missing.toml"), "--config missing.toml is not there")
 
 
+def test_a_word_beside_another_mask_is_not_passed_over(tf: Tf) -> None:  # noqa: F811
+    asked = ["clip.mp4", "--prompt", "a star", "--source-prompt", "a ball", "--keep-background", "ball"]
+    refused(tf("plan", *asked, "--mask-from", "cross-attention:a"), "--keep-background is short for --mask-from")
+    Path("word.toml").write_text('mask_from = "cross-attention:a"')
+    assert keys(tf, *asked, "--config", "word.toml") == keys(tf, *asked)
+
+
+def test_a_file_in_another_encoding_is_one_sentence_and_a_mark_before_the_text_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "edit.toml"
+    file.write_bytes('steps = 2\nprompts = ["a ball"]'.encode("utf-8-sig"))
+    assert read_options(file) == {"steps": 2, "prompts": ["a ball"]}
+    file.write_bytes('prompts = ["ein grüner Ball"]'.encode("latin-1"))
+    with pytest.raises(InputError, match="is no text in UTF-8; give a"):
+        read_options(file)
+
+
 def test_like_a_run_is_that_run_but_for_what_is_said(tf: Tf) -> None:  # noqa: F811
     """Everything of the run is found again; a new prompt computes the two stages that see it."""
     done = tf("run", "--like", "latest", "--prompt", "a star", "-o", "star.mp4", "--engine", "direct", "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -77,3 +78,21 @@ def test_a_preposition_names_no_thing_whatever_attends_to_it(
     monkeypatch.setattr("stages.find_masks.NAMES_NOTHING", 0.0)
     [said] = remarks(store, found_mask(plan(source_prompt="on source", mask_from="cross-attention:on")))
     assert said.startswith("'on' names no thing") and "--mask" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "of_use", "said"),
+    [
+        ({"editor": "per-frame", "keyframe_interval": 4}, {"editor": "pnp"}, "--keyframe-interval 4"),
+        ({"editor": "joint", "keyframe_placement": "adaptive"}, {"editor": "pnp"}, "--keyframe-placement adaptive"),
+        ({"guidance_scale": 1, "negative_prompt": "blue"}, {"guidance_scale": 3}, "--negative-prompt"),
+        ({"guidance_scale": 1, "guidance_rescale": 0.5}, {"guidance_scale": 3}, "--guidance-rescale"),
+        ({"source_rate": True}, {"frames": "0:6:2"}, "--source-rate"),
+    ],
+    ids=["interval", "placement", "negative", "rescale", "rate"],
+)
+def test_an_option_that_shows_nowhere_is_said(
+    plan: Callable[..., Plan], asked: dict[str, Any], of_use: dict[str, Any], said: str
+) -> None:
+    assert sum(note.startswith(f"{said} shows nowhere: ") for note in plan(**asked).notes) == 1
+    assert not any("shows nowhere" in note for note in plan(**asked | of_use).notes)

@@ -157,6 +157,7 @@ def test_an_edit_that_cannot_be_made_stops_no_other(
         (["--grid", "precision=float16,float32"], "no result depends on it"),
         (["--grid", "prompt=a,b"], "not varied here; prompts are given by --prompts"),
         (["--grid", "control=canny,depth"], "not varied here; make a sweep with each --control"),
+        (["--grid", "editor=pnp,sdedit", "--control", "canny"], "of --editor controlnet, which no edit has; add"),
         (["--grid", "keep-background=a,b"], "not varied here; write mask_from=cross-attention:WORD"),
         (["--grid", "pnp.attention=0,1", "--set", "attention=0.5"], "varies pnp.attention, and --set attention sets"),
         (["--grid", "lora=a.safetensors", "--lora", "b.safetensors"], "varies loras, and --lora sets it; leave one"),
@@ -193,6 +194,9 @@ def test_settings_of_an_editor_are_tried_beside_it_alone() -> None:
     options = {"editor": "pnp", "editor_settings": {"feature": 0.1}}
     assert with_choice(options, choices(axes, "pnp")[0])["editor_settings"] == {"feature": 0.1, "attention": 0.3}
     assert with_choice(options, choices(axes, "pnp")[2])["editor_settings"] == {"strength": 0.5}
+    with_controls = {"controls": ({"kind": "canny"},)}
+    tried = [with_choice(with_controls, {"editor": editor}) for editor in ("pnp", "controlnet")]
+    assert ["controls" in each for each in tried] == [False, True]
 
 
 def test_what_a_run_says_may_be_given_several_times_is_one_value_of_a_grid(tf: Tf) -> None:  # noqa: F811

@@ -394,6 +394,22 @@ def test_a_miss_follows_its_inputs_to_the_cause(store: Store) -> None:
     assert str(store.explain(other_video)) == "another video"
 
 
+def test_of_equals_the_nearest_is_that_whose_inputs_are(store: Store) -> None:
+    """What is made of one input alone differs from all others by that one: what that is made from tells them apart."""
+
+    def edit(prompt: str, video: str) -> ArtifactKey:
+        return ArtifactKey.of("edit", 1, NestedSpec(prompt=prompt), {"video": video * 32})
+
+    def clip(edited: ArtifactKey) -> ArtifactKey:
+        return ArtifactKey.of("clip", 1, NestedSpec(), {"edit": edited.hex})
+
+    mine, others, asked = edit("a red ball", "ab"), edit("a red ball", "cd"), edit("a blue ball", "ab")
+    for key in (mine, clip(mine), others, clip(others)):
+        make_demo(store, key)
+    said = store.explain(clip(asked), {asked.hex: asked})
+    assert str(said) == 'edit from edit (prompt "a red ball" → "a blue ball")' and said.nearest == clip(mine).hex
+
+
 def test_a_cause_is_told_once_however_many_ways_lead_to_it(store: Store) -> None:
     def edit(latents: ArtifactKey) -> tuple[ArtifactKey, ArtifactKey]:
         field = ArtifactKey.of("match", 1, NestedSpec(), {"latents": latents.hex})
