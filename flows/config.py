@@ -316,6 +316,15 @@ class EditConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _words_are_plain(self) -> EditConfig:
+        found = [*filter(None, (self.mask_from, *(region.mask_from for region in self.parted)))]
+        if self.prompt_weighting and any(each.startswith("cross-attention:") for each in found):
+            raise ValueError(
+                "words cannot be found where prompts are weighted: leave out --prompt-weighting, or draw the mask"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _guidance_in_order(self) -> EditConfig:
         if self.guidance_start > self.guidance_stop:
             raise ValueError(f"--guidance-start {self.guidance_start} is after --guidance-stop {self.guidance_stop}")

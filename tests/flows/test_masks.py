@@ -156,6 +156,8 @@ def test_a_local_edit_is_made_again_from_its_sidecar(plan: Plans, store: Store, 
         ({"mask_from": "sam:folder@0.5"}, "not sam:FOLDER@X,Y"),
         ({"mask_from": "sam:folder@0.5,1.2"}, "a point is off the picture"),
         ({"mask_feather": -1}, "--mask-feather -1"),
+        ({"mask_from": "cross-attention:dog", "prompt_weighting": True}, "leave out --prompt-weighting"),
+        ({"regions": ("cross-attention:dog=a cat",), "prompt_weighting": True}, "leave out --prompt-weighting"),
     ],
 )
 def test_what_makes_no_mask_is_one_sentence(options: dict[str, Any], said: str, tmp_path: Path) -> None:
