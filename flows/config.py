@@ -407,6 +407,8 @@ def parse_settings(texts: Sequence[str]) -> dict[str, JsonValue]:
         name, found, value = text.partition("=")
         if not found or not name.strip():
             raise InputError(f"--set {text!r} is not NAME=VALUE; write for example feature=0.6")
+        if name.strip() in settings:
+            raise InputError(f"--set {name.strip()} is said twice; say it once, or try several with tf sweep --grid")
         try:
             settings[name.strip()] = json.loads(value, parse_constant=str)
         except ValueError:

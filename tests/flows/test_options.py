@@ -101,6 +101,13 @@ def test_a_file_in_another_encoding_is_one_sentence_and_a_mark_before_the_text_i
         read_options(file)
 
 
+def test_a_setting_that_is_said_twice_is_refused() -> None:
+    both = {"attention": 0.3, "feature": 0.4}
+    assert options_of({"set_": ["attention=0.3", "feature=0.4"]}) == {"editor_settings": both}
+    with pytest.raises(InputError, match="--set attention is said twice"):
+        options_of({"set_": ["attention=0.3", "attention=0.4"]})
+
+
 def test_like_a_run_is_that_run_but_for_what_is_said(tf: Tf) -> None:  # noqa: F811
     """Everything of the run is found again; a new prompt computes the two stages that see it."""
     done = tf("run", "--like", "latest", "--prompt", "a star", "-o", "star.mp4", "--engine", "direct", "--json")
