@@ -2,8 +2,9 @@
 
     python -m benchmarks.explaining --records 5000 --files 300
 
-The store is made up: records of one stage as a suite or a long sweep leaves them, no objects. `plan` is one miss as
-`tf plan` explains it, `explain` is `tf explain KEY`, and `list` reads every summary; each asked twice.
+The store is made up: records of edits and of their clips as a suite or a long sweep leaves them, no objects. `edit` and
+`clip` are misses as `tf plan` explains them, a clip's by what its edit is made from; `explain` is `tf explain KEY`, and
+`list` reads every summary; each asked twice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.explain import explain_keys
-from stages import edit_keyframes, editors
+from stages import edit_keyframes, editors, propagate_tokens
 from store.keys import ArtifactKey
 from store.layout import write_whole
 from store.records import FileEntry, Record, manifest_digest, now, software
@@ -33,6 +34,14 @@ def key_of(number: int) -> ArtifactKey:
     return ArtifactKey.of("edit_keyframes", edit_keyframes.VERSION, spec, {**inputs, "model": "blake3:0"})
 
 
+def clip_of(edit: ArtifactKey) -> ArtifactKey:
+    """The key of an edit's clip: the same for all of them but for the edit."""
+    inputs = {role: f"{place:064x}" for place, role in enumerate(("latents", "tokens", "field"))}
+    return ArtifactKey.of(
+        "propagate_tokens", propagate_tokens.VERSION, propagate_tokens.Spec(), {**inputs, "keyframes": edit.hex}
+    )
+
+
 def record_of(key: ArtifactKey, files: int) -> Record:
     """A sound record of so many files; there is no object behind it."""
     variable = Variable(dims=("frame",), shape=(files,), dtype="uint8", chunks=(1,))
@@ -47,10 +56,10 @@ def record_of(key: ArtifactKey, files: int) -> Record:
 
 
 def fill(store: Store, records: int, files: int) -> None:
-    """Write the records."""
-    for number in range(records):
-        record = record_of(key_of(number), files)
-        write_whole(store.layout.record(record.stage, record.hex), record.to_json())
+    """Write the records of so many edits and their clips."""
+    for edit in map(key_of, range(records)):
+        for record in (record_of(edit, files), record_of(clip_of(edit), files)):
+            write_whole(store.layout.record(record.stage, record.hex), record.to_json())
 
 
 def milliseconds(what: Callable[[], Any]) -> float:
@@ -63,14 +72,15 @@ def milliseconds(what: Callable[[], Any]) -> float:
 def main() -> None:
     """Print one line per question."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=5000)
+    parser.add_argument("--records", type=int, default=5000, help="of edits; as many clips")
     parser.add_argument("--files", type=int, default=300, help="that each record lists")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "store"
+        place, edit = Path(folder) / "store", key_of(asked.records)
         fill(Store(place), asked.records, asked.files)
         questions: dict[str, Callable[[], Any]] = {  # each in a store that was just opened, as by a command
-            "plan": lambda: Store(place).explain(key_of(asked.records)),
+            "edit": lambda: Store(place).explain(edit),
+            "clip": lambda: Store(place).explain(clip_of(edit), {edit.hex: edit}),
             "explain": lambda: explain_keys(Store(place), key_of(0).hex),
             "list": lambda: list(Store(place).summaries()),
         }
